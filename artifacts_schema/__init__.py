@@ -1,0 +1,1 @@
+"""Frozen, versioned records of everything that passes between stages. Imports neither torch nor metaflow."""

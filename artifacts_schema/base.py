@@ -1,0 +1,125 @@
+"""What every record has in common: frozen fields, a schema name and version, and an identity hash.
+
+The identity hash names what a record *means*. It leaves out what varies without meaning (wall time, host, dates,
+run id), so that the same work done twice has the same identity and the stage cache can recognise it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Immutable model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text with sorted keys and no spaces; equal values give equal text. NaN and infinity raise ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Linearly interpolated percentile; `fraction` in [0, 1], at least one value."""
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+class Measurement(Frozen):
+    """A repeated measurement: `n` repeats, their median, 10th and 90th percentile, and the unit."""
+
+    n: int
+    median: float
+    p10: float
+    p90: float
+    unit: str
+
+    @classmethod
+    def of(cls, values: Sequence[float], unit: str) -> Self:
+        """Summarise raw repeats. Raises ValueError when `values` is empty."""
+        if not values:
+            raise ValueError("a measurement needs at least one value")
+        return cls(
+            n=len(values),
+            median=float(median(values)),
+            p10=percentile(values, 0.1),
+            p90=percentile(values, 0.9),
+            unit=unit,
+        )
+
+
+class Interval(Frozen):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str = ""
+
+    def overlaps(self, other: "Interval") -> bool:
+        """True when the two intervals share a point: the difference is not decidable at this n."""
+        return self.low <= other.high and other.low <= self.high
+
+
+class Provenance(Frozen):
+    """Where and when a record was made. Never part of an identity."""
+
+    created_at: str
+    host: str = ""
+    device: str = ""
+    threads: int = 0
+    wall_time_s: float = 0.0
+    peak_memory_bytes: int = 0
+    run_id: str = ""
+    versions: dict[str, str] = {}
+
+
+class Record(Frozen):
+    """Base of all records: what a stage leaves behind.
+
+    `parents` are identity hashes of the inputs, `config` is the stage's own configuration section. Subclasses set
+    `schema_name` and `schema_version`, and name in `volatile` the fields that do not belong to the identity.
+    """
+
+    schema_name: ClassVar[str] = "snapfusion.record"
+    schema_version: ClassVar[int] = 1
+    volatile: ClassVar[frozenset[str]] = frozenset({"provenance"})
+
+    stage: str
+    parents: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+    seed: int = 0
+    provenance: Provenance | None = None
+
+    def identity(self) -> str:
+        """SHA-256 over schema, version and every field that is not volatile."""
+        payload = self.model_dump(mode="json", exclude=set(self.volatile))
+        return content_hash({"schema": self.schema_name, "version": self.schema_version, **payload})
+
+    def to_json(self) -> str:
+        """Readable JSON with `schema` and `version` first; `artifacts_schema.readers.read_record` reads it back."""
+        head = {"schema": self.schema_name, "version": self.schema_version}
+        return json.dumps({**head, **self.model_dump(mode="json")}, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read this exact class and version; see `readers.read_record` for older versions and unknown classes."""
+        payload: Mapping[str, Any] = json.loads(text)
+        found = (payload.get("schema"), payload.get("version"))
+        if found != (cls.schema_name, cls.schema_version):
+            raise ValueError(f"expected {cls.schema_name} version {cls.schema_version}, found {found[0]} {found[1]}")
+        return cls.model_validate({k: v for k, v in payload.items() if k not in ("schema", "version")})

@@ -1,0 +1,281 @@
+"""The configuration: one frozen section per stage, unknown keys refused with the nearest valid key.
+
+Each default carries its origin: "P" is the SnapFusion paper (arXiv 2306.00980v3), "ours" means the paper gives none.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from artifacts_schema.base import Frozen
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingConfig(Frozen):
+    """One training. The same section drives every stage that trains."""
+
+    iterations: Annotated[int, Field(ge=0)] = 100  # ours
+    batch_size: Count = 32  # ours; P: 2,048
+    accumulation: Count = 1  # micro-batches per optimizer step
+    learning_rate: Positive = 1e-4  # ours
+    warmup_iterations: Annotated[int, Field(ge=0)] = 10  # ours
+    schedule: Literal["constant", "cosine"] = "cosine"  # ours
+    final_learning_rate_fraction: Fraction = 0.05  # where the cosine ends, ours
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # P section 5
+    adam_beta2: Fraction = 0.999  # AdamW's own default
+    gradient_clip: Positive = 1.0  # BK-SDM, diffusers
+    ema_decay: Fraction = 0.999  # upper bound of min(decay, (1+n)/(10+n)), ours
+    precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
+    checkpoint_interval_s: Positive = 60.0
+    log_interval: Count = 10
+
+
+class RunConfig(Frozen):
+    """What names and seeds a run."""
+
+    name: str = "openmoji"
+    seed: Annotated[int, Field(ge=0)] = 0
+    smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+
+
+class ComputeConfig(Frozen):
+    """Where the stages run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores this process may use
+    deterministic: bool = True  # torch deterministic algorithms
+    sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
+
+
+class StoreConfig(Frozen):
+    """The content-addressed store and the stage cache in it."""
+
+    root: str = ".snapfusion/store"  # relative to the project root
+    cache: bool = True  # reuse finished stages with equal inputs
+
+
+class BaseConfig(Frozen):
+    """The model that is made small."""
+
+    path: str = "assets/base"  # diffusers folder; "micro" builds a random-weight one for tests
+    warm_start: bool = True  # start velocity_finetuning and robust_training from the shipped weights
+    velocity_warm_start: str = "assets/warm_starts/velocity"
+    robust_warm_start: str = "assets/warm_starts/robust"
+
+
+class DataConfig(Frozen):
+    """Captioned pictures."""
+
+    source: Literal["openmoji", "webdataset"] = "openmoji"
+    shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
+    image_size: Count | None = None  # None: the base's own
+    limit: Count | None = None  # at most so many pictures per split
+    max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
+    max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
+
+
+class LatencyProfileConfig(Frozen):
+    """`latency_profile`."""
+
+    backend: Literal["torch-cpu", "torch-cuda", "macs"] = "torch-cpu"
+    table: str | None = None  # import a table measured on a device instead of measuring
+    batch_size: Count = 2  # a guided step evaluates both branches at once
+    repeats: Count = 30
+    warmup: Count = 5
+    max_unexplained: Positive = 0.25  # |sum of parts - whole| / whole that is tolerated
+
+
+class VelocityFinetuningConfig(Frozen):
+    """`velocity_finetuning`."""
+
+    training: TrainingConfig = TrainingConfig()
+    base_velocity_weight: Annotated[float, Field(ge=0.0)] = 0.1  # ours, docs/method.md
+    base_velocity_min_alpha: Fraction = 0.3  # below, the base's eps error would become the target
+
+
+class RobustTrainingConfig(Frozen):
+    """`robust_training` (P eq. 5)."""
+
+    training: TrainingConfig = TrainingConfig()
+    drop_probability: Fraction = 0.1  # ours: same for all units
+    ramp_fraction: Fraction = 0.5  # share of the training over which the probability rises from 0
+
+
+class ArchitectureEvolutionConfig(Frozen):
+    """`architecture_evolution` (P Algorithm 1)."""
+
+    training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's table latency, ours
+    rounds: Count = 3
+    actions_per_round: Count = 4  # P: several actions per evolve step
+    probe_captions: Count = 16  # P: 2,000
+    probe_steps: Count = 8  # P: 50
+    probe_guidance_scale: Positive = 5.0  # P: 7.5
+    drop_probability: Fraction = 0.1
+
+
+class StepDistillationConfig(Frozen):
+    """What teacher_16, student_16 and student_8 share. The stages keep their names whatever the step counts are."""
+
+    intermediate_steps: Count = 16  # P; the first teachers run on the grid of twice as many
+    final_steps: Count = 8  # P
+    cfg_probability: Fraction = 0.1  # P Fig. 7
+    cfg_range: tuple[Positive, Positive] = (2.0, 14.0)  # P section 4
+    gamma: Annotated[float, Field(ge=0.0)] = 0.2  # P section 5.2, dynamic
+
+    @model_validator(mode="after")
+    def _check(self) -> "StepDistillationConfig":
+        if self.intermediate_steps != 2 * self.final_steps:
+            raise ValueError(
+                f"intermediate_steps must be twice final_steps, found {self.intermediate_steps} and {self.final_steps}"
+            )
+        if self.cfg_range[0] > self.cfg_range[1]:
+            raise ValueError(f"cfg_range must be (low, high), found {self.cfg_range}")
+        return self
+
+
+class DistillationStageConfig(Frozen):
+    """`teacher_16`, `student_16` or `student_8`."""
+
+    training: TrainingConfig = TrainingConfig()
+
+
+class DecoderDistillationConfig(Frozen):
+    """`decoder_distillation`."""
+
+    training: TrainingConfig = TrainingConfig()
+    pool_size: Count = 128  # latents generated by the base
+    ddim_steps: Count = 50  # P B.2
+    guidance_scale: Positive = 3.0  # ours: paper gives none
+    width_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # P section 3.2
+
+
+class EvaluationConfig(Frozen):
+    """`evaluation`."""
+
+    signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
+    measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
+    features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
+    variants: tuple[str, ...] = (
+        "base_50",
+        "base_8",
+        "base_8_dpm",
+        "teacher_16",
+        "student_16",
+        "student_8",
+        "student_8_small_decoder",
+    )
+    guidance_scales: tuple[Positive, ...] = (3.0,)
+    pictures: Count = 64  # per variant and guidance scale
+    base_steps: Count = 50  # P
+    split: Literal["validation", "test"] = "test"
+    grid_pictures: Count = 16
+
+
+class CoremlExportConfig(Frozen):
+    """`coreml_export`."""
+
+    minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
+    attention: Literal["original", "split_einsum"] = "original"
+    batch_size: Literal[1, 2] = 2  # 2: guided in one call
+    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = ("text_encoder", "unet", "vae_decoder")
+    guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
+
+
+class ReportConfig(Frozen):
+    """`report`."""
+
+    compare_to: tuple[str, ...] = ()  # run ids whose reports are set beside this one
+    output: str = ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
+
+
+class SnapFusionConfig(Frozen):
+    """The whole configuration; a section per stage, named as the stage."""
+
+    run: RunConfig = RunConfig()
+    compute: ComputeConfig = ComputeConfig()
+    store: StoreConfig = StoreConfig()
+    base: BaseConfig = BaseConfig()
+    data: DataConfig = DataConfig()
+    latency_profile: LatencyProfileConfig = LatencyProfileConfig()
+    velocity_finetuning: VelocityFinetuningConfig = VelocityFinetuningConfig()
+    robust_training: RobustTrainingConfig = RobustTrainingConfig()
+    architecture_evolution: ArchitectureEvolutionConfig = ArchitectureEvolutionConfig()
+    step_distillation: StepDistillationConfig = StepDistillationConfig()
+    teacher_16: DistillationStageConfig = DistillationStageConfig()
+    student_16: DistillationStageConfig = DistillationStageConfig()
+    student_8: DistillationStageConfig = DistillationStageConfig()
+    decoder_distillation: DecoderDistillationConfig = DecoderDistillationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    coreml_export: CoremlExportConfig = CoremlExportConfig()
+    report: ReportConfig = ReportConfig()
+
+
+class InvalidConfig(ValueError):
+    """A configuration was refused; the message has one line per problem."""
+
+
+def load_config(text: str) -> SnapFusionConfig:
+    """Read TOML text. Raises InvalidConfig naming each bad key, its range and the nearest valid key."""
+    try:
+        payload = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"the configuration is not valid TOML: {error}") from error
+    return parse_config(payload)
+
+
+def parse_config(payload: Mapping[str, Any]) -> SnapFusionConfig:
+    """Validate a parsed configuration; see `load_config`."""
+    try:
+        return SnapFusionConfig.model_validate(payload)
+    except ValidationError as error:
+        lines = [_describe(item) for item in error.errors()]
+        raise InvalidConfig("the configuration was refused:\n  " + "\n  ".join(lines)) from error
+
+
+def load_config_file(path: Path) -> SnapFusionConfig:
+    """Read a TOML file; see `load_config`."""
+    return load_config(path.read_text(encoding="utf-8"))
+
+
+def _describe(item: Any) -> str:
+    """One line for one pydantic error: dotted key, what is wrong, what was found, nearest valid key."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest(location)}"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"'{key}' {message}, found {item['input']!r}"
+
+
+def _nearest(location: list[str]) -> str:
+    """Suggestion for an unknown key: the closest one in its section, else wherever in the configuration it exists."""
+    section: Any = SnapFusionConfig
+    for part in location[:-1]:
+        section = _section_of(section, part)
+        if section is None:
+            return ""
+    valid = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+    prefix = ".".join(location[:-1])
+    if close:
+        return f"; did you mean '{prefix + '.' if prefix else ''}{close[0]}'?"
+    return f"; valid keys here: {', '.join(valid)}"
+
+
+def _section_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(name)
+    if field is None:
+        return None
+    candidates = (field.annotation, *get_args(field.annotation))
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,105 @@
+"""What every stage is given besides its inputs: store, work folder, seed, device and a way to show progress."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from artifacts_schema.config import ComputeConfig
+from steps.errors import ConfigError
+from steps.store.base import Store
+
+
+class Progress(Protocol):
+    """Shows how far a piece of work has come."""
+
+    def start(self, description: str, total: int) -> None:
+        """Begin a piece of work of `total` units."""
+
+    def update(self, done: int, **metrics: float) -> None:
+        """`done` units are finished; `metrics` are shown beside them."""
+
+    def close(self) -> None:
+        """The piece of work is finished."""
+
+
+class NullProgress:
+    """Shows nothing."""
+
+    def start(self, description: str, total: int) -> None:
+        """See Progress."""
+
+    def update(self, done: int, **metrics: float) -> None:
+        """See Progress."""
+
+    def close(self) -> None:
+        """See Progress."""
+
+
+class TerminalProgress:
+    """A tqdm bar on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[int] | None = None
+
+    def start(self, description: str, total: int) -> None:
+        """See Progress."""
+        self.close()
+        # Metaflow forwards a task's output by the line: without a terminal a bar once in a while is enough.
+        interval = 0.5 if sys.stderr.isatty() else 15.0
+        self._bar = tqdm(
+            total=total, desc=description, file=sys.stderr, mininterval=interval, maxinterval=interval
+        )
+
+    def update(self, done: int, **metrics: float) -> None:
+        """See Progress."""
+        if self._bar is None:
+            return
+        if metrics:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """See Progress."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Given to every stage.
+
+    `work` holds the stage's checkpoints and scratch files and lies under its cache key, so that an interrupted stage
+    finds them again whatever the run id is. `seed` is the stage's own child seed.
+    """
+
+    stage: str
+    store: Store
+    work: Path
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = field(default_factory=NullProgress)
+
+
+def select_device(compute: ComputeConfig) -> torch.device:
+    """The device the configuration asks for. Raises ConfigError when it asks for a GPU that is not there."""
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device is 'cuda' but torch finds no GPU; use 'auto' or 'cpu'")
+    use_cuda = compute.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def configure_torch(compute: ComputeConfig) -> int:
+    """Set thread count and deterministic algorithms for this process; returns the thread count."""
+    threads = compute.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    if compute.deterministic:
+        # cuBLAS needs this before its first call, else deterministic mode refuses to multiply matrices.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=False)
+    return threads

@@ -1,0 +1,106 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest, atomic, the last two kept.
+
+A checkpoint is a folder `checkpoint-<iteration>`; `state.json` is written last and names the SHA-256 of the tensor
+file, so a checkpoint that was cut off or damaged is recognised and the one before it is used.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steps.errors import CheckpointError, DiskFullError
+
+logger = logging.getLogger(__name__)
+
+KEEP = 2
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on: tensors by name and JSON-able state."""
+
+    iteration: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write atomically, then remove all but the last two. Raises DiskFullError and leaves no partial checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"checkpoint-{checkpoint.iteration:09d}"
+    partial = folder / f".partial-{checkpoint.iteration:09d}-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / _TENSORS)
+        digest = _sha256(partial / _TENSORS)
+        head = {"iteration": checkpoint.iteration, "sha256": digest}
+        (partial / _STATE).write_text(json.dumps({**head, "state": checkpoint.state}))
+        for name in (_TENSORS, _STATE):
+            _sync(partial / name)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"no space left for a checkpoint in {folder}; free some and resume") from error
+        raise
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in checkpoint_folders(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest readable checkpoint, or None when there is none at all.
+
+    A damaged one is passed over with a warning. Raises CheckpointError when checkpoints exist but none can be read:
+    starting over silently would throw work away.
+    """
+    folders = checkpoint_folders(folder)
+    for candidate in reversed(folders):
+        try:
+            return _read(candidate)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("checkpoint=%s is damaged (%s); trying the one before", candidate, error)
+    if folders:
+        raise CheckpointError(f"none of the {len(folders)} checkpoints in {folder} can be read; remove them to start over")
+    return None
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+
+
+def _read(folder: Path) -> Checkpoint:
+    payload = json.loads((folder / _STATE).read_text())
+    digest = _sha256(folder / _TENSORS)
+    if digest != payload["sha256"]:
+        raise ValueError(f"expected sha256 {payload['sha256'][:12]}, found {digest[:12]}")
+    return Checkpoint(
+        iteration=int(payload["iteration"]), tensors=load_file(folder / _TENSORS), state=payload["state"]
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
