@@ -192,7 +192,7 @@ class _Training:
             self.accelerator.backward(value / config.accumulation)
             total += value.item() / config.accumulation
             for name, term in terms.items():
-                self.sums[name] = self.sums.get(name, 0.0) + float(term) / config.accumulation
+                self.sums[name] = self.sums.get(name, 0.0) + float(term.detach()) / config.accumulation
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), config.gradient_clip)
         if norm is not None and not bool(torch.isfinite(norm)):
             raise NonFiniteLossError(f"the gradient is not finite at iteration {self.iteration}")

@@ -1,0 +1,52 @@
+"""Readers of every record and every version of it.
+
+A record's JSON names its schema and version. Records of older versions are brought up to date by the functions in
+`_UPGRADES`, one per step from a version to the next; a stored example of every version lies in
+`tests/fixtures/records/`.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from artifacts_schema.base import Record
+
+_MODULES = ("architecture", "bundle", "data", "evaluation", "latency", "plan", "report", "training")
+
+_UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def record_classes() -> dict[str, type[Record]]:
+    """Every record class by schema name."""
+    for name in _MODULES:
+        importlib.import_module(f"artifacts_schema.{name}")
+    found: dict[str, type[Record]] = {}
+    pending = [Record]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
+            pending.append(subclass)
+            if subclass.__module__.startswith("artifacts_schema."):
+                found[subclass.schema_name] = subclass
+    return found
+
+
+def read_record(text: str) -> Record:
+    """Read any record of any version. Raises ValueError naming schema and version when there is no reader."""
+    payload = json.loads(text)
+    schema, version = payload.pop("schema", None), payload.pop("version", None)
+    classes = record_classes()
+    if schema not in classes:
+        raise ValueError(f"unknown record schema {schema!r}; known are {', '.join(sorted(classes))}")
+    target = classes[schema]
+    if not isinstance(version, int) or version > target.schema_version:
+        raise ValueError(
+            f"{schema} version {version} is newer than this program reads ({target.schema_version}); update it"
+        )
+    while version < target.schema_version:
+        upgrade = _UPGRADES.get((schema, version))
+        if upgrade is None:
+            raise ValueError(f"{schema} version {version} has no reader")
+        payload = upgrade(payload)
+        version += 1
+    return target.model_validate(payload)

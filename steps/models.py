@@ -1,0 +1,198 @@
+"""Models in and out of the store, and the base model's folder.
+
+Weights are safetensors only. Nothing here can load a pickle: `use_safetensors=True` everywhere, and a base folder with
+pickled weights is refused before anything is read.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from artifacts_schema.base import canonical_json, content_hash
+from artifacts_schema.references import WeightsRef
+from steps.errors import BaseModelError, StoreError
+from steps.store.base import Store
+
+PredictionType = Literal["epsilon", "v_prediction"]
+COMPONENTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded Stable-Diffusion-style model. `latent_shape` is (channels, height, width); `max_length` in tokens."""
+
+    path: Path
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: dict[str, Any]
+    prediction_type: PredictionType
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents are the encoder's output times this factor (unit variance)."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        size = int(self.unet.config.sample_size)
+        return int(self.unet.config.in_channels), size, size
+
+    @property
+    def image_size(self) -> int:
+        """Side of a decoded picture in pixels."""
+        return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+
+def check_base_folder(path: Path) -> None:
+    """Cheap checks of a base folder. Raises BaseModelError with the offending file."""
+    if not (path / "model_index.json").is_file():
+        raise BaseModelError(
+            f"expected a diffusers StableDiffusionPipeline folder with model_index.json, found none in {path}; "
+            "save the pipeline with save_pretrained(..., safe_serialization=True)"
+        )
+    for name in COMPONENTS:
+        if not (path / name).is_dir():
+            raise BaseModelError(f"the base {path} lacks the component '{name}' ({path / name} is not a folder)")
+    for file in sorted(path.rglob("*")):
+        if file.suffix in _PICKLES:
+            raise BaseModelError(
+                f"{file} holds pickled weights, which are never loaded; convert the base to safetensors"
+            )
+    for name in ("text_encoder", "unet", "vae"):
+        if not list((path / name).glob("*.safetensors")):
+            raise BaseModelError(f"the base component {path / name} has no .safetensors file")
+
+
+def load_base(path: Path) -> BaseModel:
+    """Load and check every component in float32, evaluation mode. Raises BaseModelError with the file at fault."""
+    check_base_folder(path)
+    arguments = {"use_safetensors": True, "local_files_only": True}
+    try:
+        unet = UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=torch.float32, **arguments)
+        vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, **arguments)
+        text = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=torch.float32, **arguments)
+        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+        scheduler = dict(DDIMScheduler.load_config(path / "scheduler"))
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"the base {path} cannot be loaded: {error}") from error
+    _check_text(path, text, tokenizer, unet)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BaseModelError(
+            f"{path}/scheduler/scheduler_config.json: prediction_type must be epsilon or v_prediction, found {prediction!r}"
+        )
+    for module in (unet, vae, text):
+        module.eval().requires_grad_(False)
+    return BaseModel(path, unet, vae, text, tokenizer, scheduler, cast(PredictionType, prediction))
+
+
+def _check_text(path: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel) -> None:
+    """A tokenizer that does not fit its text encoder trains and draws nonsense without any error."""
+    config = text.config
+    if len(tokenizer) > config.vocab_size:
+        raise BaseModelError(
+            f"{path}/tokenizer has {len(tokenizer)} entries but {path}/text_encoder/config.json allows {config.vocab_size}"
+        )
+    if tokenizer.model_max_length > config.max_position_embeddings:
+        raise BaseModelError(
+            f"{path}/tokenizer makes up to {tokenizer.model_max_length} tokens but {path}/text_encoder/config.json "
+            f"has {config.max_position_embeddings} positions"
+        )
+    # 2 is what the oldest SD configurations carry; transformers then looks for the highest id instead.
+    if config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise BaseModelError(
+            f"{path}/text_encoder/config.json has eos_token_id {config.eos_token_id}, the tokenizer {tokenizer.eos_token_id}"
+        )
+    if config.hidden_size != unet.config.cross_attention_dim:
+        raise BaseModelError(
+            f"{path}/text_encoder is {config.hidden_size} wide but {path}/unet expects {unet.config.cross_attention_dim}"
+        )
+
+
+def base_identity(path: Path) -> str:
+    """SHA-256 over the base's weights and configurations, without loading them."""
+    files = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.suffix in (".safetensors", ".json", ".txt"):
+            with file.open("rb") as handle:
+                files[file.relative_to(path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return content_hash(files)
+
+
+def save_model(store: Store, model: nn.Module, *, schema: str, parents: Sequence[str] = ()) -> WeightsRef:
+    """Store a diffusers-style model (`save_pretrained`, `from_config`) as one safetensors object and its config."""
+    saver = cast(Any, model)
+    with tempfile.TemporaryDirectory() as folder:
+        saver.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+        weights = store.put_file(Path(folder) / _WEIGHTS)
+        config = json.loads((Path(folder) / "config.json").read_text())
+    # The path a model was loaded from and the library's version say nothing about the model.
+    meaning = {k: v for k, v in config.items() if k not in ("_name_or_path", "_diffusers_version")}
+    config_ref = store.put_bytes(canonical_json(meaning).encode())
+    return WeightsRef(
+        uri=weights.uri,
+        sha256=weights.sha256,
+        bytes=weights.bytes,
+        schema_id=schema,
+        config=config_ref,
+        parents=tuple(parents),
+    )
+
+
+def load_model(store: Store, ref: WeightsRef) -> Any:
+    """Load a stored model in float32, evaluation mode. Raises StoreError for a class this version does not know."""
+    classes = _model_classes()
+    if ref.schema_id not in classes:
+        raise StoreError(f"weights {ref.sha256} are of class {ref.schema_id}; known are {', '.join(classes)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / _WEIGHTS).symlink_to(store.path_of(ref))
+        (folder / "config.json").symlink_to(store.path_of(ref.config))
+        model = classes[ref.schema_id].from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    return model.float().eval()
+
+
+def _model_classes() -> dict[str, Any]:
+    from steps.decoder_distillation import SmallDecoder
+    from steps.unet.evolved import EvolvedUNet
+
+    return {
+        "diffusers.UNet2DConditionModel": UNet2DConditionModel,
+        "diffusers.AutoencoderKL": AutoencoderKL,
+        "snapfusion.EvolvedUNet": EvolvedUNet,
+        "snapfusion.SmallDecoder": SmallDecoder,
+    }
+
+
+@torch.no_grad()
+def encode_captions(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: Sequence[str], *, batch_size: int = 64
+) -> torch.Tensor:
+    """Hidden states (n, max_length, width) of captions, exactly as StableDiffusionPipeline makes them."""
+    parts = []
+    for start in range(0, len(captions), batch_size):
+        tokens = tokenizer(
+            list(captions[start : start + batch_size]),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        parts.append(text_encoder(tokens.input_ids.to(text_encoder.device))[0].float().cpu())
+    return torch.cat(parts)

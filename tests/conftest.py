@@ -1,0 +1,10 @@
+"""Shared by all tests: one torch thread (two cores are shared by everything) and no global randomness."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_fixed_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
