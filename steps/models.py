@@ -4,7 +4,6 @@ Weights are safetensors only. Nothing here can load a pickle: `use_safetensors=T
 pickled weights is refused before anything is read.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -17,14 +16,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from artifacts_schema.base import canonical_json, content_hash
+from artifacts_schema.base import canonical_json
 from artifacts_schema.references import WeightsRef
+from steps.base_folder import check_base_folder
 from steps.errors import BaseModelError, StoreError
 from steps.store.base import Store
 
 PredictionType = Literal["epsilon", "v_prediction"]
-COMPONENTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -55,26 +53,6 @@ class BaseModel:
     def image_size(self) -> int:
         """Side of a decoded picture in pixels."""
         return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-
-def check_base_folder(path: Path) -> None:
-    """Cheap checks of a base folder. Raises BaseModelError with the offending file."""
-    if not (path / "model_index.json").is_file():
-        raise BaseModelError(
-            f"expected a diffusers StableDiffusionPipeline folder with model_index.json, found none in {path}; "
-            "save the pipeline with save_pretrained(..., safe_serialization=True)"
-        )
-    for name in COMPONENTS:
-        if not (path / name).is_dir():
-            raise BaseModelError(f"the base {path} lacks the component '{name}' ({path / name} is not a folder)")
-    for file in sorted(path.rglob("*")):
-        if file.suffix in _PICKLES:
-            raise BaseModelError(
-                f"{file} holds pickled weights, which are never loaded; convert the base to safetensors"
-            )
-    for name in ("text_encoder", "unet", "vae"):
-        if not list((path / name).glob("*.safetensors")):
-            raise BaseModelError(f"the base component {path / name} has no .safetensors file")
 
 
 def load_base(path: Path) -> BaseModel:
@@ -121,16 +99,6 @@ def _check_text(path: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet:
         raise BaseModelError(
             f"{path}/text_encoder is {config.hidden_size} wide but {path}/unet expects {unet.config.cross_attention_dim}"
         )
-
-
-def base_identity(path: Path) -> str:
-    """SHA-256 over the base's weights and configurations, without loading them."""
-    files = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix in (".safetensors", ".json", ".txt"):
-            with file.open("rb") as handle:
-                files[file.relative_to(path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return content_hash(files)
 
 
 def save_model(store: Store, model: nn.Module, *, schema: str, parents: Sequence[str] = ()) -> WeightsRef:

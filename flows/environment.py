@@ -1,0 +1,69 @@
+"""Makes a flow start the same way everywhere. Call `prepare()` before anything imports metaflow.
+
+Metaflow looks for `.metaflow` from the working directory upward, refuses to run as root, and starts up to 16 tasks at
+once. So the entry point moves to the project root, gives Metaflow a user name where the machine has none, and chooses
+the number of workers from the machine.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+CORES_PER_TASK = 4
+
+
+def prepare() -> None:
+    """Set user name, working directory, argument paths and worker count for this process and the tasks it starts."""
+    os.environ.setdefault("METAFLOW_USER", _user_name())
+    # A card server or a service started from here stays on this machine.
+    os.environ.setdefault("MF_METADATA_HOST", "127.0.0.1")
+    # transformers and diffusers must never look for a model hub: every model is a local folder.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Metaflow starts tasks with the same interpreter, which must find flows, steps and artifacts_schema there, too.
+    search = os.environ.get("PYTHONPATH", "")
+    if str(PROJECT_ROOT) not in search.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), search)))
+    if (PROJECT_ROOT / "pyproject.toml").is_file():
+        sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
+        os.chdir(PROJECT_ROOT)
+    sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
+
+
+def _user_name() -> str:
+    for name in ("SUDO_USER", "USERNAME", "USER"):
+        value = os.environ.get(name)
+        if value and value != "root":
+            return value
+    return "snapfusion"
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def max_workers(cores: int) -> int:
+    """Tasks that run at once: training takes all cores it is given, so fewer than four are not shared."""
+    return max(1, cores // CORES_PER_TASK)
+
+
+def absolute_paths(arguments: list[str], folder: Path) -> list[str]:
+    """Command-line arguments with paths made absolute, so that they survive the change of working directory."""
+    result = list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 2 < len(arguments):
+            result[position + 2] = str((folder / arguments[position + 2]).resolve())
+        elif argument == "--run-id-file" and position + 1 < len(arguments):
+            result[position + 1] = str((folder / arguments[position + 1]).resolve())
+    return result
+
+
+def with_max_workers(arguments: list[str], cores: int) -> list[str]:
+    """Arguments of `run` and `resume` with --max-workers added, unless the user chose one."""
+    for command in ("run", "resume"):
+        if command in arguments and "--max-workers" not in arguments:
+            position = arguments.index(command)
+            return [*arguments[: position + 1], "--max-workers", str(max_workers(cores)), *arguments[position + 1 :]]
+    return list(arguments)

@@ -1,0 +1,186 @@
+"""What every step body calls: find the stage in the cache or run it, and show progress in terminal and card.
+
+A task whose result is cached imports no torch; everything that needs it is imported inside `_execute`.
+"""
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from metaflow import current
+from metaflow.cards import Markdown, ProgressBar
+
+from artifacts_schema.base import Provenance, Record
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.readers import read_record
+from flows.environment import PROJECT_ROOT, usable_cores
+from steps.stage_versions import stage_version
+from steps.store import Store, open_store
+from steps.store.cache import CacheResult, StageKey, cached_stage
+
+logger = logging.getLogger(__name__)
+_REFRESH_S = 3.0
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "coremltools", "open_clip_torch", "metaflow", "numpy")
+
+
+def configure_logging() -> None:
+    """One line per event on standard error, for this process."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "botocore", "coremltools", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def read_config(flow: Any) -> SnapFusionConfig:
+    """The validated configuration of a flow (already checked by the parser when the flow started)."""
+    return parse_config(flow.config.to_dict())
+
+
+def pack(record: Record) -> dict[str, Any]:
+    """A record as a Metaflow artifact: plain JSON, readable without this package."""
+    payload: dict[str, Any] = json.loads(record.to_json())
+    return payload
+
+
+def unpack(artifact: Mapping[str, Any]) -> Any:
+    """The record behind an artifact, whatever its schema version."""
+    return read_record(json.dumps(artifact))
+
+
+def store_of(config: SnapFusionConfig) -> Store:
+    """The run's store."""
+    return open_store(config.store, PROJECT_ROOT)
+
+
+class CardProgress:
+    """Progress as a tqdm bar in the terminal and a live bar in the task's card."""
+
+    def __init__(self) -> None:
+        from steps.context import TerminalProgress
+
+        self._terminal = TerminalProgress()
+        self._bar: Any = None
+        self._refreshed = 0.0
+
+    def start(self, description: str, total: int) -> None:
+        """See steps.context.Progress."""
+        self._terminal.start(description, total)
+        self._bar = ProgressBar(max=max(total, 1), label=description)
+        current.card["progress"].append(self._bar)
+
+    def update(self, done: int, **metrics: float) -> None:
+        """See steps.context.Progress."""
+        self._terminal.update(done, **metrics)
+        now = time.monotonic()
+        if self._bar is None or now - self._refreshed < _REFRESH_S:
+            return
+        self._refreshed = now
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._bar.update(done, metadata=shown or None)
+        current.card["progress"].refresh()
+
+    def close(self) -> None:
+        """See steps.context.Progress."""
+        self._terminal.close()
+        self._bar = None
+
+
+def run_stage(  # noqa: PLR0913 - the parts of a cache key
+    stage: str,
+    work: Callable[[Any], Record],
+    *,
+    config: SnapFusionConfig,
+    sections: Sequence[str],
+    inputs: Sequence[str],
+    label: str = "",
+    extra: Mapping[str, Any] | None = None,
+) -> CacheResult:
+    """The record of one stage, from the cache or by calling `work(context)`.
+
+    `sections` are the configuration sections the stage reads, `inputs` the identities of what it is given, `label`
+    distinguishes the tasks of one foreach. Prints the outcome and puts it on the task's card.
+    """
+    configure_logging()
+    store = store_of(config)
+    key = StageKey(
+        stage=stage,
+        version=stage_version(stage),
+        config={name: getattr(config, name).model_dump(mode="json") for name in sections} | {"label": label},
+        inputs=tuple(inputs),
+        seed=config.run.seed,
+        extra={"smoke": config.run.smoke, **(extra or {})},
+    )
+    result = cached_stage(
+        store, key, lambda: _execute(stage, label, key, work, config, store), enabled=config.store.cache
+    )
+    name = f"{stage} {label}".strip()
+    print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
+    current.card["progress"].append(
+        Markdown(f"**{name}** · cache {result.reason} · key `{key.sha256[:12]}` · "
+                 f"{result.record.provenance.wall_time_s:.1f} s when it ran")
+    )
+    return result
+
+
+def _execute(
+    stage: str, label: str, key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store
+) -> Record:
+    """Run the stage and add where, when and how it ran."""
+    from steps.context import StageContext, configure_torch, select_device
+    from steps.randomness import spawn
+
+    threads = configure_torch(config.compute)
+    context = StageContext(
+        stage=stage,
+        store=store,
+        work=store.work_folder(f"{stage}/{key.sha256}"),
+        seed=spawn(config.run.seed, stage, label),
+        device=select_device(config.compute),
+        progress=CardProgress(),
+    )
+    started = time.monotonic()
+    record = work(context)
+    provenance = Provenance(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=platform.node(),
+        device=str(context.device),
+        threads=threads,
+        wall_time_s=time.monotonic() - started,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        run_id=f"{current.flow_name}/{current.run_id}",
+        versions={name: version(name) for name in _PACKAGES},
+    )
+    return record.model_copy(update={"provenance": provenance})
+
+
+def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
+    """What a measured latency depends on besides the model: processor, threads and torch version."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    accelerator = ""
+    if config.latency_profile.backend == "torch-cuda":
+        import torch
+
+        accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": model,
+        "accelerator": accelerator,
+        "threads": config.compute.threads or usable_cores(),
+        "torch": version("torch"),
+    }
+
+
+def output_folder(config: SnapFusionConfig) -> Path:
+    """Where this run puts what a person wants to open: bundle, report and pictures."""
+    return PROJECT_ROOT / config.report.output / str(current.run_id)
+

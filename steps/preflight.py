@@ -1,0 +1,133 @@
+"""`start`: everything that can fail cheaply fails here, and the data are prepared once.
+
+Loads the base, checks it against its tokenizer, puts base, warm starts and evaluators into the store, measures the
+disk, and caches latents and text embeddings.
+"""
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.plan import RunPlan
+from steps.base_folder import check_base_folder, folder_identity
+from steps.context import StageContext
+from steps.data.prepared import prepare_data
+from steps.errors import ConfigError, DiskFullError
+from steps.models import BaseModel, load_base
+from steps.pretraining.micro import write_micro_base
+from steps.store import put_folder
+
+logger = logging.getLogger(__name__)
+MICRO = "micro"
+_PROBE_BYTES = 16 << 20
+# Optimizer moments, weights and moving average are each as large as the float32 weights.
+_CHECKPOINT_COPIES = 4
+# Checkpoints (two kept) of every training stage, their results, pictures and packages.
+_STORE_COPIES = 60
+
+
+def input_identities(config: SnapFusionConfig, project_root: Path) -> tuple[str, ...]:
+    """Identities of every folder the configuration names, for the cache key of `start`. Imports no weights.
+
+    Raises BaseModelError or ConfigError for folders that are missing or unusable.
+    """
+    identities = [MICRO if config.base.path == MICRO else folder_identity(_base_folder(config, project_root))]
+    for path in _other_folders(config, project_root).values():
+        identities.append(folder_identity(path) if path is not None else "")
+    for shard in config.data.shards:
+        stat = (project_root / shard).stat() if (project_root / shard).is_file() else None
+        identities.append(f"{shard}:{stat.st_size}:{stat.st_mtime_ns}" if stat else shard)
+    return tuple(identities)
+
+
+def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> RunPlan:
+    """Check base, evaluators, disk and data; returns the plan every later stage reads."""
+    folder = _base_folder(config, project_root, context.work)
+    base = load_base(folder)
+    _check_image_size(config, base)
+    _check_disk(config, base, Path(context.store.root))
+    others = _other_folders(config, project_root)
+    stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
+    data = prepare_data(base, config.data, context.store, progress=context.progress, project_root=project_root)
+    return RunPlan(
+        stage="start",
+        config=config.model_dump(mode="json"),
+        seed=context.seed,
+        base=put_folder(context.store, folder),
+        base_identity=folder_identity(folder),
+        prediction_type=base.prediction_type,
+        data=data,
+        **stored,
+    )
+
+
+def _base_folder(config: SnapFusionConfig, project_root: Path, work: Path | None = None) -> Path:
+    if config.base.path == MICRO:
+        if work is None:
+            raise ConfigError("the micro base is built in a work folder")
+        return write_micro_base(work / "micro_base", seed=config.run.seed)
+    folder = project_root / config.base.path
+    check_base_folder(folder)
+    return folder
+
+
+def _other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Path | None]:
+    """Warm starts and evaluators that exist; an evaluator that is named must exist."""
+    result: dict[str, Path | None] = {"velocity_warm_start": None, "robust_warm_start": None}
+    if config.base.warm_start and config.base.path != MICRO:
+        for name in ("velocity_warm_start", "robust_warm_start"):
+            path = project_root / str(getattr(config.base, name))
+            if not path.is_dir():
+                raise ConfigError(
+                    f"base.{name} names {path}, which does not exist; set base.warm_start = false to train from the base"
+                )
+            result[name] = path
+    for name in ("signal_clip", "measure_clip"):
+        path = project_root / str(getattr(config.evaluation, name))
+        if not path.is_dir():
+            raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
+        result[name] = path
+    return result
+
+
+def _check_image_size(config: SnapFusionConfig, base: BaseModel) -> None:
+    if config.data.image_size not in (None, base.image_size):
+        raise ConfigError(
+            f"data.image_size is {config.data.image_size}, but the base draws {base.image_size} x {base.image_size}; "
+            "leave it out or use a base of that size"
+        )
+
+
+def _check_disk(config: SnapFusionConfig, base: BaseModel, root: Path) -> None:
+    """Refuse a store without room, and a SIGTERM grace period in which no checkpoint could be written."""
+    weights = 4 * sum(parameter.numel() for parameter in base.unet.parameters())
+    needed = _STORE_COPIES * weights + (1 << 30)
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise DiskFullError(
+            f"the store {root} has {free >> 20} MiB free, this run needs about {needed >> 20} MiB; "
+            "free some, or set store.root to another disk"
+        )
+    seconds = _CHECKPOINT_COPIES * weights / _write_speed(root)
+    if seconds > config.compute.sigterm_grace_s:
+        raise ConfigError(
+            f"a checkpoint takes about {seconds:.0f} s on {root}, more than compute.sigterm_grace_s = "
+            f"{config.compute.sigterm_grace_s:g}; raise it (and your scheduler's grace period) or use a faster disk"
+        )
+
+
+def _write_speed(root: Path) -> float:
+    """Bytes per second that reach the disk below `root`."""
+    path = root / f".write-speed-{os.getpid()}"
+    started = time.monotonic()
+    try:
+        with path.open("wb") as file:
+            file.write(b"\0" * _PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return _PROBE_BYTES / max(time.monotonic() - started, 1e-6)

@@ -1,0 +1,51 @@
+"""Configuration: what is refused, and what the message says."""
+
+from pathlib import Path
+
+import pytest
+
+from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config, load_config_file
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_preset_is_valid(path: Path) -> None:
+    assert load_config_file(path).run.name
+
+
+def test_unknown_key_names_the_nearest_valid_key() -> None:
+    with pytest.raises(InvalidConfig, match=r"unknown key 'student_8\.training\.learning_rat'.*learning_rate"):
+        load_config("[student_8.training]\nlearning_rat = 1e-4")
+
+
+def test_unknown_section_names_the_nearest_section() -> None:
+    with pytest.raises(InvalidConfig, match="did you mean 'robust_training'"):
+        load_config("[robust_trainig]\ndrop_probability = 0.1")
+
+
+def test_value_out_of_range_names_key_range_and_value() -> None:
+    with pytest.raises(InvalidConfig, match=r"'robust_training\.drop_probability' should be less than or equal to 1, found 1\.5"):
+        load_config("[robust_training]\ndrop_probability = 1.5")
+
+
+def test_every_problem_is_listed() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load_config("[run]\nseed = -1\n[data]\nsource = 'laion'")
+    assert "run.seed" in str(caught.value)
+    assert "data.source" in str(caught.value)
+
+
+def test_broken_toml_is_a_clear_error() -> None:
+    with pytest.raises(InvalidConfig, match="not valid TOML"):
+        load_config("[run\nseed = 1")
+
+
+def test_step_counts_must_halve() -> None:
+    with pytest.raises(InvalidConfig, match="intermediate_steps must be twice final_steps, found 16 and 4"):
+        load_config("[step_distillation]\nfinal_steps = 4")
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        SnapFusionConfig().run.seed = 3  # type: ignore[misc]

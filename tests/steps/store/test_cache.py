@@ -1,0 +1,93 @@
+"""The stage cache: what hits, what misses, and that one key is worked on once."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts_schema.references import WeightsRef
+from artifacts_schema.training import TrainingRecord
+from steps.store import LocalStore
+from steps.store.cache import StageKey, cached_stage
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def key(**changes: object) -> StageKey:
+    values: dict[str, object] = {
+        "stage": "robust_training", "version": 1, "config": {"lr": 1e-4}, "inputs": ["a"], "seed": 0, "extra": {},
+    }
+    return StageKey(**(values | changes))  # type: ignore[arg-type]
+
+
+class Stage:
+    """Counts how often it ran."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self.store, self.runs = store, 0
+
+    def __call__(self) -> TrainingRecord:
+        self.runs += 1
+        ref = self.store.put_bytes(b"weights")
+        weights = WeightsRef(**ref.model_dump(), schema_id="x", config=self.store.put_bytes(b"{}"))
+        return TrainingRecord(stage="robust_training", weights=weights, iterations=1, batch_size=1)
+
+
+def test_second_run_hits(store: LocalStore) -> None:
+    stage = Stage(store)
+    first, second = cached_stage(store, key(), stage), cached_stage(store, key(), stage)
+    assert (first.hit, second.hit, stage.runs) == (False, True, 1)
+    assert first.record.identity() == second.record.identity()
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": 2}, {"config": {"lr": 2e-4}}, {"inputs": ["b"]}, {"seed": 1}, {"extra": {"threads": 4}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_any_part_of_the_key_misses(store: LocalStore, change: dict[str, object]) -> None:
+    stage = Stage(store)
+    cached_stage(store, key(), stage)
+    assert not cached_stage(store, key(**change), stage).hit
+
+
+def test_disabled_cache_runs_again(store: LocalStore) -> None:
+    stage = Stage(store)
+    cached_stage(store, key(), stage)
+    assert not cached_stage(store, key(), stage, enabled=False).hit
+    assert stage.runs == 2
+
+
+def test_record_without_its_object_is_a_miss(store: LocalStore) -> None:
+    stage = Stage(store)
+    record = cached_stage(store, key(), stage).record
+    store.path_of(record.weights).unlink()
+    assert not cached_stage(store, key(), stage).hit
+
+
+def test_failed_stage_leaves_no_record(store: LocalStore) -> None:
+    def fail() -> TrainingRecord:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        cached_stage(store, key(), fail)
+    assert not cached_stage(store, key(), Stage(store)).hit
+
+
+def test_two_runs_work_on_one_key_once(store: LocalStore) -> None:
+    stage = Stage(store)
+
+    def slow() -> TrainingRecord:
+        time.sleep(0.5)
+        return stage()
+
+    threads = [threading.Thread(target=cached_stage, args=(store, key(), slow)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert stage.runs == 1

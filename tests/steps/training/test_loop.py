@@ -1,0 +1,156 @@
+"""The training loop: it learns, continues exactly, and stops when it must."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from artifacts_schema.config import TrainingConfig
+from steps.context import NullProgress
+from steps.errors import CheckpointError, Interrupted, NonFiniteLossError
+from steps.randomness import keyed_normal
+from steps.training.checkpoint import checkpoint_folders, load_latest
+from steps.training.ema import ema_decay
+from steps.training.loop import Batch, learning_rate_factor, train
+
+CONFIG = TrainingConfig(iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1))
+
+
+def regression(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    x = keyed_normal((4,), seed=batch.seed, name="x", iteration=batch.iteration, indices=batch.indices)
+    return {"loss": ((net(x) - x.sum(1, keepdim=True)) ** 2).mean()}
+
+
+def run(folder: Path, config: TrainingConfig = CONFIG, loss=regression, progress=None):  # type: ignore[no-untyped-def]
+    return train(model(), loss, training=config, samples=13, seed=5, folder=folder, progress=progress)
+
+
+class StopAfter(NullProgress):
+    """Sends a signal, or raises, once so many iterations are done."""
+
+    def __init__(self, done: int, error: Exception | None = None) -> None:
+        self.done, self.error = done, error
+
+    def update(self, done: int, **metrics: float) -> None:
+        if done == self.done:
+            if self.error is not None:
+                raise self.error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_loss_falls(tmp_path: Path) -> None:
+    curve = run(tmp_path, CONFIG.model_copy(update={"iterations": 200})).curve
+    assert curve[-1]["loss"] < 0.2 * curve[0]["loss"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stopped_at", [1, 10, 17])
+def test_interrupted_training_equals_an_uninterrupted_one(
+    tmp_path: Path, stopped_at: int, accumulation: int
+) -> None:
+    config = CONFIG.model_copy(update={"accumulation": accumulation})
+    straight = run(tmp_path / "straight", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "resumed", config, progress=StopAfter(stopped_at, KeyboardInterrupt()))
+    resumed = run(tmp_path / "resumed", config)
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert straight.curve == resumed.curve
+    first, second = (load_latest(tmp_path / name) for name in ("straight", "resumed"))
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_sigterm_writes_a_checkpoint_and_stops(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_interval_s": 1e6})
+    with pytest.raises(Interrupted, match="iteration 7"):
+        run(tmp_path, config, progress=StopAfter(7))
+    latest = load_latest(tmp_path)
+    assert latest is not None
+    assert latest.iteration == 7
+
+
+def test_non_finite_loss_names_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def diverges(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        loss = regression(net, batch)["loss"]
+        return {"loss": loss * float("nan") if batch.iteration == 12 else loss}
+
+    with pytest.raises(NonFiniteLossError, match="iteration 12, batch 12"):
+        run(tmp_path, loss=diverges)
+    latest = load_latest(tmp_path)
+    assert latest is not None
+    assert latest.iteration == 12
+    assert all(torch.isfinite(value).all() for value in latest.tensors.values())
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path)
+    newest = checkpoint_folders(tmp_path)[-1]
+    file = newest / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-3] + b"xyz")
+    latest = load_latest(tmp_path)
+    assert latest is not None
+    assert latest.iteration < CONFIG.iterations
+    assert "damaged" in caplog.text
+
+
+def test_only_damaged_checkpoints_do_not_start_over_silently(tmp_path: Path) -> None:
+    run(tmp_path)
+    for folder in checkpoint_folders(tmp_path):
+        (folder / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        run(tmp_path)
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(tmp_path)
+    names = [folder.name for folder in checkpoint_folders(tmp_path)]
+    assert names == ["checkpoint-000000039", "checkpoint-000000040"]
+    assert json.loads((tmp_path / names[-1] / "state.json").read_text())["iteration"] == 40
+
+
+def test_ema_weights_are_returned_and_have_moved(tmp_path: Path) -> None:
+    start = model().state_dict()
+    outcome = run(tmp_path, CONFIG.model_copy(update={"iterations": 100, "ema_decay": 0.9999}))
+    last = load_latest(tmp_path)
+    assert last is not None
+    for name, value in outcome.model.state_dict().items():
+        moved = (value - start[name]).norm()
+        way = (last.tensors[f"model.{name}"] - start[name]).norm()
+        assert moved > 0.5 * way, name
+        assert not torch.equal(value, last.tensors[f"model.{name}"])
+
+
+def test_ema_decay_ramp() -> None:
+    assert ema_decay(0, 0.999) == pytest.approx(0.1)
+    assert ema_decay(10**6, 0.999) == 0.999
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    def fixed(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        x = keyed_normal((4,), seed=0, name="x", iteration=0, indices=batch.indices)
+        return {"loss": ((net(x) - x.sum(1, keepdim=True)) ** 2).mean()}
+
+    small = CONFIG.model_copy(update={"accumulation": 2, "iterations": 5})
+    large = CONFIG.model_copy(update={"batch_size": 8, "iterations": 5})
+    first, second = run(tmp_path / "a", small, fixed), run(tmp_path / "b", large, fixed)
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(value, second.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = TrainingConfig(iterations=100, warmup_iterations=10, final_learning_rate_fraction=0.1)
+    factors = [learning_rate_factor(i, config) for i in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert max(factors) == factors[10] == 1.0
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
