@@ -1,0 +1,1 @@
+"""The diffusion process: noise schedule, parameterizations, sampling grid, distillation losses, sampler."""

@@ -1,0 +1,287 @@
+"""The losses of velocity fine-tuning and step distillation (SnapFusion, arXiv 2306.00980v3, section 4, eq.
+7-11).
+
+Every draw (noise, timesteps, guidance scales, dropped captions, the coin) is keyed by seed, iteration and
+global sample index, so that ranks and resumption do not change it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from steps.diffusion.parameterization import (
+    ddim_step,
+    denoised,
+    guided,
+    inverted_target,
+    noisy,
+    snr_weight,
+    v_from_eps,
+    v_from_x_eps,
+    x_from_v,
+)
+from steps.diffusion.prediction import UNetInput, predict, predict_guided, predict_together
+from steps.diffusion.schedule import NoiseSchedule
+from steps.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
+from steps.training.loop import Batch
+
+SPLIT = "train"
+
+
+class LatentData(Protocol):
+    """What the losses need of prepared data; `steps.data.prepared.PreparedData` has it."""
+
+    @property
+    def empty_embedding(self) -> Tensor:
+        """Text embedding of the empty caption, (1, tokens, width)."""
+
+    def size(self, split: str) -> int:
+        """Number of captioned pictures."""
+
+    def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
+        """Scaled latents (n, c, h, w) of unit variance."""
+
+    def embeddings(self, split: str, indices: Tensor) -> Tensor:
+        """Text embeddings (n, tokens, width)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch at its noise levels: clean latents x, noise eps, the network's input, alpha and sigma at t."""
+
+    x: Tensor
+    eps: Tensor
+    item: UNetInput
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def v(self) -> Tensor:
+        """The velocity that L_ori asks for."""
+        return v_from_x_eps(x=self.x, eps=self.eps, alpha=self.alpha, sigma=self.sigma)
+
+    def x_hat(self, v: Tensor) -> Tensor:
+        """The clean latent that a predicted velocity means."""
+        return x_from_v(z=self.item.z, v=v, alpha=self.alpha, sigma=self.sigma)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draws training examples; `caption_dropout` is the share of captions replaced by the empty one."""
+
+    data: LatentData
+    schedule: NoiseSchedule
+    caption_dropout: float
+    device: torch.device
+
+    def example(self, batch: Batch, *, name: str, t: Tensor) -> Example:
+        """Latents of the batch at timesteps t (n,), with noise and caption dropout of stream `name`."""
+        indices = batch.indices
+        x = self.data.latents(SPLIT, indices, seed=batch.seed, iteration=batch.iteration).to(self.device)
+        eps = _normal_like(x, batch, name=f"{name}.noise")
+        t = t.to(self.device)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
+        embeddings = self.data.embeddings(SPLIT, indices).to(self.device)
+        return Example(x, eps, UNetInput(z, t, embeddings), alpha, sigma)
+
+    def any_timestep(self, batch: Batch, *, name: str) -> Example:
+        """An example with t uniform over all training timesteps, as L_ori wants it, with captions dropped."""
+        t = keyed_integers(
+            0,
+            self.schedule.train_timesteps,
+            seed=batch.seed,
+            name=f"{name}.timestep",
+            iteration=batch.iteration,
+            indices=batch.indices,
+        )
+        return self.with_dropped_captions(self.example(batch, name=name, t=t), batch, name=name)
+
+    def with_dropped_captions(self, example: Example, batch: Batch, *, name: str) -> Example:
+        """The example with some captions replaced by the empty one, to keep the unconditional branch."""
+        if self.caption_dropout == 0.0:
+            return example
+        draw = keyed_uniform(
+            0.0,
+            1.0,
+            seed=batch.seed,
+            name=f"{name}.caption",
+            iteration=batch.iteration,
+            indices=batch.indices,
+        )
+        dropped = (draw < self.caption_dropout).reshape(-1, 1, 1).to(self.device)
+        embeddings = torch.where(dropped, self.empty_embedding, example.item.embeddings)
+        return Example(
+            example.x, example.eps, example.item.with_embeddings(embeddings), example.alpha, example.sigma
+        )
+
+    @property
+    def empty_embedding(self) -> Tensor:
+        """Text embedding of the empty caption, (1, tokens, width), on the device."""
+        return self.data.empty_embedding.to(self.device)
+
+
+@dataclass(frozen=True)
+class VelocityLoss:
+    """L = L_ori + c * distance to the frozen eps base's own velocity, where alpha >= `min_alpha`.
+
+    v = (eps - sigma z) / alpha magnifies the base's error by 1 / alpha (14.6 at t = 999 of Stable Diffusion);
+    below `min_alpha` that error would become the target. L_ori = |v_hat - v|^2 over all t (paper section
+    4.1).
+    """
+
+    base: nn.Module
+    sampling: Sampling
+    base_weight: float
+    min_alpha: float
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named terms: loss, original, base."""
+        example = self.sampling.any_timestep(batch, name="velocity")
+        v_hat = predict(model, example.item)
+        original = _mean_square(v_hat - example.v).mean()
+        if self.base_weight == 0.0:
+            return {"loss": original, "original": original}
+        base = self._distance_to_base(v_hat, example)
+        return {"loss": original + self.base_weight * base, "original": original, "base": base}
+
+    def _distance_to_base(self, v_hat: Tensor, example: Example) -> Tensor:
+        trusted = example.alpha >= self.min_alpha
+        # Where the base is not trusted any finite divisor will do: the term is masked.
+        alpha = torch.where(trusted, example.alpha, torch.ones_like(example.alpha))
+        with torch.no_grad():
+            eps = predict(self.base, example.item)
+            target = v_from_eps(z=example.item.z, eps=eps, alpha=alpha, sigma=example.sigma)
+        distance = _mean_square(v_hat - target)
+        return torch.where(trusted.flatten(), distance, torch.zeros_like(distance)).mean()
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Step distillation from 2N to N steps: L = L_dstl + gamma * stop_gradient(L_dstl / L_ori) * L_ori.
+
+    The teacher makes two DDIM steps on its 2N-step grid, t -> t' -> t'', starting on a point of the student's
+    N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq. 7-9). With
+    probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
+    the same w, drawn per sample from `cfg_range` (eq. 10, 11). L_ori draws t over all training timesteps.
+    """
+
+    teacher: nn.Module
+    sampling: Sampling
+    student_steps: int
+    cfg_probability: float
+    cfg_range: tuple[float, float]
+    gamma: float
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named terms: loss, distillation, original, and cfg (1 in a guided iteration)."""
+        point = keyed_integers(
+            0,
+            self.student_steps,
+            seed=batch.seed,
+            name="distillation.point",
+            iteration=batch.iteration,
+            indices=batch.indices,
+        )
+        start = self.sampling.example(batch, name="distillation", t=self.student_grid[point])
+        w = self._guidance(batch)
+        if w is None:
+            start = self.sampling.with_dropped_captions(start, batch, name="distillation")
+        target = self.teacher_target(start, point, w)
+        original = self.sampling.any_timestep(batch, name="original") if self.gamma > 0.0 else None
+        v_hat, original_v_hat = self._student(model, start, w, original)
+        weight = snr_weight(alpha=start.alpha, sigma=start.sigma).flatten()
+        distillation = (weight * _mean_square(start.x_hat(v_hat) - target)).mean()
+        terms = {"distillation": distillation, "cfg": torch.tensor(float(w is not None))}
+        if original is None or original_v_hat is None:
+            return {"loss": distillation, **terms}
+        l_ori = _mean_square(original_v_hat - original.v).mean()
+        return {"loss": combined_loss(distillation, l_ori, self.gamma), **terms, "original": l_ori}
+
+    @property
+    def student_grid(self) -> Tensor:
+        """Timesteps of the student's steps, (student_steps,)."""
+        return self.sampling.schedule.grid(self.student_steps)
+
+    @torch.no_grad()
+    def teacher_target(self, start: Example, point: Tensor, w: Tensor | None) -> Tensor:
+        """x~ of eq. 9 for examples at the student's grid points `point` (n,); guided where w is given."""
+        schedule, z = self.sampling.schedule, start.item.z
+        # The student's point k is the teacher's point 2k.
+        grid = schedule.grid_to_clean(2 * self.student_steps)
+        t, t_middle, t_end = (grid[2 * point + step].to(z.device) for step in range(3))
+        middle = self._teacher_step(z, t, t_middle, start.item.embeddings, w)
+        end = self._teacher_step(middle, t_middle, t_end, start.item.embeddings, w)
+        return inverted_target(
+            z=z,
+            z_end=end,
+            alpha=start.alpha,
+            sigma=start.sigma,
+            alpha_end=schedule.alpha(t_end),
+            sigma_end=schedule.sigma(t_end),
+        )
+
+    def _teacher_step(
+        self, z: Tensor, t: Tensor, t_next: Tensor, embeddings: Tensor, w: Tensor | None
+    ) -> Tensor:
+        """One DDIM step of the teacher from t to t_next (eq. 7)."""
+        schedule, item = self.sampling.schedule, UNetInput(z, t, embeddings)
+        if w is None:
+            v = predict(self.teacher, item)
+        else:
+            v = predict_guided(self.teacher, item, empty_embedding=self.sampling.empty_embedding, w=w)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x, eps = denoised(output=v, z=z, alpha=alpha, sigma=sigma, prediction_type="v_prediction")
+        return ddim_step(x=x, eps=eps, alpha_next=schedule.alpha(t_next), sigma_next=schedule.sigma(t_next))
+
+    def _student(
+        self, model: nn.Module, start: Example, w: Tensor | None, original: Example | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The student's (guided) v at the start and its v for L_ori, from one call on everything."""
+        inputs = [start.item]
+        if w is not None:
+            inputs.insert(0, start.item.with_embeddings(self.sampling.empty_embedding))
+        if original is not None:
+            inputs.append(original.item)
+        outputs = predict_together(model, inputs)
+        original_v_hat = outputs.pop() if original is not None else None
+        if w is None:
+            return outputs[0], original_v_hat
+        return guided(conditional=outputs[1], unconditional=outputs[0], w=w), original_v_hat
+
+    def _guidance(self, batch: Batch) -> Tensor | None:
+        """One w per sample, shape (n, 1, 1, 1), in a guided iteration; None in a vanilla one (eq. 11)."""
+        if not coin(
+            self.cfg_probability, seed=batch.seed, name="distillation.cfg", iteration=batch.iteration
+        ):
+            return None
+        w = keyed_uniform(
+            *self.cfg_range,
+            seed=batch.seed,
+            name="distillation.w",
+            iteration=batch.iteration,
+            indices=batch.indices,
+        )
+        return w.reshape(-1, 1, 1, 1).to(self.sampling.device)
+
+
+def combined_loss(distillation: Tensor, original: Tensor, gamma: float) -> Tensor:
+    """L_dstl + gamma * stop_gradient(L_dstl / L_ori) * L_ori (paper section 5.2: L_ori rescaled to L_dstl's
+    size).
+    """
+    scale = (distillation / original.clamp(min=1e-12)).detach()
+    return distillation + gamma * scale * original
+
+
+def _normal_like(x: Tensor, batch: Batch, *, name: str) -> Tensor:
+    noise = keyed_normal(
+        tuple(x.shape[1:]), seed=batch.seed, name=name, iteration=batch.iteration, indices=batch.indices
+    )
+    return noise.to(x.device)
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    """Mean square over all but the batch axis, shape (n,)."""
+    return difference.square().flatten(1).mean(1)

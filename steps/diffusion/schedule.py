@@ -1,0 +1,84 @@
+"""The noise schedule, alpha(t) and sigma(t) of z_t = alpha(t) x + sigma(t) eps, and its N-step grids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from steps.errors import ConfigError
+
+CLEAN = -1
+"""The timestep after the last one: the clean latent, alpha = 1 and sigma = 0."""
+
+_SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
+def schedule_keys(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those entries of a diffusers scheduler configuration that define the noise schedule."""
+    return {key: scheduler_config[key] for key in _SCHEDULE_KEYS if key in scheduler_config}
+
+
+def grid_timesteps(steps: int, *, train_timesteps: int) -> list[int]:
+    """The N-step grid round(T - k T / N) - 1 for k = 0 .. N-1, falling; the last step then goes to the clean
+    latent.
+
+    Halves round to even, as diffusers' trailing spacing does. A grid is every second point of the grid of
+    twice as many steps. Raises ConfigError unless 1 <= steps <= train_timesteps.
+    """
+    if not 1 <= steps <= train_timesteps:
+        raise ConfigError(f"a sampling grid has between 1 and {train_timesteps} steps, found {steps}")
+    return [round(train_timesteps - k * train_timesteps / steps) - 1 for k in range(steps)]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alpha(t) and sigma(t) at timesteps 0 .. T-1 and at CLEAN. `alphas_cumprod` has shape (T,), float64."""
+
+    alphas_cumprod: Tensor
+
+    @classmethod
+    def from_config(cls, scheduler_config: Mapping[str, Any]) -> Self:
+        """The schedule of a diffusers scheduler configuration, whatever else that configuration says."""
+        scheduler = DDIMScheduler(**schedule_keys(scheduler_config))
+        return cls(scheduler.alphas_cumprod.double())
+
+    @property
+    def train_timesteps(self) -> int:
+        """T, the number of timesteps the base was trained with."""
+        return len(self.alphas_cumprod)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 1 at CLEAN."""
+        return self._signal_power(t).sqrt().float().to(t.device)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 0 at CLEAN."""
+        return (1.0 - self._signal_power(t)).sqrt().float().to(t.device)
+
+    def grid(self, steps: int) -> Tensor:
+        """The N-step grid, shape (steps,), int64; see `grid_timesteps`."""
+        return torch.tensor(grid_timesteps(steps, train_timesteps=self.train_timesteps))
+
+    def grid_to_clean(self, steps: int) -> Tensor:
+        """The N-step grid with CLEAN after its last point, shape (steps + 1,): step k goes from [k] to [k +
+        1].
+        """
+        return torch.cat([self.grid(steps), torch.tensor([CLEAN])])
+
+    def _signal_power(self, t: Tensor) -> Tensor:
+        """alpha(t) squared, shape (n, 1, 1, 1), float64 on the CPU."""
+        index = t.detach().cpu()
+        if bool(((index < CLEAN) | (index >= self.train_timesteps)).any()):
+            raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {index.tolist()}")
+        with_clean = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        return with_clean[index].reshape(-1, 1, 1, 1)

@@ -1,0 +1,131 @@
+"""DDIM on our own N-step grid, as a diffusers scheduler.
+
+diffusers' DDIMScheduler steps from t to t - T // N, which misses the next grid point where N does not divide
+T (at 16 of 1000 steps: 937 to 875 instead of 874). A distilled student was trained to land on the grid, so
+trainer, evaluator and exported pipeline all use this class.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from diffusers import DDIMScheduler
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from steps.diffusion.schedule import CLEAN, grid_timesteps, schedule_keys
+from steps.models import PredictionType
+
+_FIXED: dict[str, Any] = {
+    "clip_sample": False,
+    "thresholding": False,
+    "set_alpha_to_one": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+}
+
+
+class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is untyped
+    """Deterministic DDIM whose steps go from one grid point to the next and from the last one to the clean
+    latent.
+
+    Works as `scheduler=` of a StableDiffusionPipeline. The noise schedule and prediction type come from the
+    configuration; spacing, clipping and final step are fixed, whatever a loaded configuration says.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            prediction_type=prediction_type,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+            **_FIXED,
+        )
+
+    @classmethod
+    def for_base(cls, scheduler_config: Mapping[str, Any], *, prediction_type: PredictionType) -> Self:
+        """On a base's noise schedule, for a network of the given prediction type."""
+        scheduler: Self = cls(**schedule_keys(scheduler_config), prediction_type=prediction_type)
+        return scheduler
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers; only the noise schedule and prediction type of `config` count."""
+        kept = schedule_keys(config)
+        if "prediction_type" in config:
+            kept["prediction_type"] = config["prediction_type"]
+        return super().from_config(kept, return_unused_kwargs, **kwargs)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Use the grid of `num_inference_steps` steps. Raises ConfigError when there is none."""
+        grid = grid_timesteps(num_inference_steps, train_timesteps=self.config.num_train_timesteps)
+        self.num_inference_steps = num_inference_steps
+        self._next = dict(zip(grid, [*grid[1:], CLEAN], strict=True))
+        self.timesteps = torch.tensor(grid, device=device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """From the grid point `timestep` to the next; `eta` > 0 adds noise as in DDIM eq. 16.
+
+        `use_clipped_model_output` has no meaning here, as nothing is clipped. Raises ValueError for a
+        timestep that is not on the grid.
+        """
+        t, following = self._on_grid(timestep)
+        power = self.alphas_cumprod[t]
+        following_power = self.alphas_cumprod[following] if following != CLEAN else self.final_alpha_cumprod
+        alpha, sigma = power.sqrt().item(), (1 - power).sqrt().item()
+        x, eps = self._denoised(model_output, sample, alpha, sigma)
+        spread = eta * self._get_variance(t, following).sqrt().item()
+        direction = (1 - following_power - spread**2).clamp(min=0).sqrt().item()
+        result = following_power.sqrt().item() * x + direction * eps
+        if eta > 0:
+            if variance_noise is None:
+                shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
+                variance_noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            result = result + spread * variance_noise
+        return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=x) if return_dict else (result, x)
+
+    def _on_grid(self, timestep: int | Tensor) -> tuple[int, int]:
+        """The timestep as a number, and the grid point after it."""
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        t = int(timestep)
+        if t not in self._next:
+            raise ValueError(
+                f"timestep {t} is not on the {self.num_inference_steps}-step grid {list(self._next)}"
+            )
+        return t, self._next[t]
+
+    def _denoised(self, output: Tensor, z: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """Estimated clean latent and noise; scalars instead of tensors keep the sample's dtype."""
+        if self.config.prediction_type == "v_prediction":
+            return alpha * z - sigma * output, sigma * z + alpha * output
+        if self.config.prediction_type == "epsilon":
+            return (z - sigma * output) / alpha, output
+        raise ValueError(
+            f"prediction_type must be epsilon or v_prediction, found {self.config.prediction_type}"
+        )
