@@ -1,0 +1,111 @@
+"""Record of how long every part of the base model takes."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from artifacts_schema.base import Frozen, Measurement, Record
+
+LatencyBackend = Literal["device", "torch-cpu", "torch-cuda", "ort-cpu", "macs"]
+
+PartKind = Literal[
+    "attention", "resnet", "stem", "resampler", "time_embedding", "text_encoder", "decoder", "unet"
+]
+
+WHOLE_MODELS: frozenset[str] = frozenset({"text_encoder", "decoder", "unet"})
+"""Rows that are models of their own and not parts of the UNet."""
+
+
+class LatencyRow(Frozen):
+    """One part: how long it takes at its true input shapes, and how many parameters it has."""
+
+    kind: PartKind
+    latency: Measurement
+    parameters: int = Field(ge=0)
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+
+
+class LatencyTable(Record):
+    """Latency of every block of the base UNet in a guided step, and of its surroundings.
+
+    `backend` is the provenance of the numbers: `device` (a phone or a Mac), `torch-cpu`, `torch-cuda`,
+    `ort-cpu`, or `macs` (multiply-accumulates, deterministic). Tables of unlike backend, device, dtype, batch
+    or model never mix. `rows` maps the id of a part to its row: every block, `conv_in`, `conv_out`,
+    `time_embedding`, the resamplers (`down.0.downsamplers.0`), and the whole models `unet` (the guided step),
+    `text_encoder` and `decoder`.
+    """
+
+    schema_name: ClassVar[str] = "snapfusion.latency"
+    schema_version: ClassVar[int] = 1
+    # Measured times differ between repeats of the very same profile; they are what later stages decide on, so
+    # they belong to the identity.
+    volatile: ClassVar[frozenset[str]] = frozenset({"provenance"})
+
+    stage: str = "latency_profile"
+    backend: LatencyBackend
+    device: str
+    threads: int = 0
+    dtype: str = "float32"
+    batch: int = Field(ge=1)
+    model: str  # hash of the base UNet's geometry, steps.unet.blocks.config_hash
+    latent_shape: tuple[int, int, int]
+    tokens: int
+    unit: Literal["ms", "MAC"]
+    timing: str = "in-situ"  # how the parts were timed
+    rows: dict[str, LatencyRow]
+    sum_of_parts: float
+    whole: float
+
+    @property
+    def explained(self) -> float:
+        """Sum of the UNet's parts over the whole guided step; 1 is perfect."""
+        return self.sum_of_parts / self.whole
+
+    def parts(self) -> dict[str, LatencyRow]:
+        """Rows of the UNet's parts."""
+        return {name: row for name, row in self.rows.items() if name not in WHOLE_MODELS}
+
+    def latency(self, part: str) -> float:
+        """Median latency of one part in the table's unit. Raises KeyError for an unknown part."""
+        return self.rows[part].latency.median
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Per part of the UNet its share of the time and of the parameters, both of the sum over parts."""
+        parts = self.parts()
+        time = sum(row.latency.median for row in parts.values())
+        parameters = max(1, sum(row.parameters for row in parts.values()))
+        return {
+            name: {"time": row.latency.median / time, "parameters": row.parameters / parameters}
+            for name, row in parts.items()
+        }
+
+    def protocol(self) -> dict[str, object]:
+        """What two tables must share before their numbers may be set side by side."""
+        return {
+            "backend": self.backend,
+            "device": self.device,
+            "threads": self.threads,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "model": self.model,
+            "latent_shape": self.latent_shape,
+            "tokens": self.tokens,
+        }
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "unet" not in self.rows:
+            raise ValueError("the table lacks the row 'unet', the whole guided step")
+        if self.whole <= 0.0 or self.sum_of_parts <= 0.0:
+            raise ValueError(
+                f"whole and sum_of_parts must be positive, found {self.whole} and {self.sum_of_parts}"
+            )
+        units = {row.latency.unit for row in self.rows.values()}
+        if units != {self.unit}:
+            raise ValueError(f"every row must be in {self.unit}, found {sorted(units)}")
+        if (self.unit == "MAC") != (self.backend == "macs"):
+            raise ValueError(f"backend {self.backend} does not go with unit {self.unit}")
+        negative = [name for name, row in self.rows.items() if row.latency.median < 0.0]
+        if negative:
+            raise ValueError(f"negative latency in {', '.join(negative)}")
+        return self
