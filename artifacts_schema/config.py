@@ -1,6 +1,7 @@
 """The configuration: one frozen section per stage, unknown keys refused with the nearest valid key.
 
-Each default carries its origin: "P" is the SnapFusion paper (arXiv 2306.00980v3), "ours" means the paper gives none.
+Each default carries its origin: "P" is the SnapFusion paper (arXiv 2306.00980v3), "ours" means the paper
+gives none.
 """
 
 import difflib
@@ -84,12 +85,18 @@ class DataConfig(Frozen):
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""
 
-    backend: Literal["torch-cpu", "torch-cuda", "macs"] = "torch-cpu"
-    table: str | None = None  # import a table measured on a device instead of measuring
+    backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = "torch-cpu"
+    table: str | None = None  # a table measured elsewhere, of that backend; the last two can only be imported
     batch_size: Count = 2  # a guided step evaluates both branches at once
     repeats: Count = 30
     warmup: Count = 5
     max_unexplained: Positive = 0.25  # |sum of parts - whole| / whole that is tolerated
+
+    @model_validator(mode="after")
+    def _check(self) -> "LatencyProfileConfig":
+        if self.table is None and self.backend in ("ort-cpu", "device"):
+            raise ValueError(f"table must name a JSON file when backend is '{self.backend}'; it is not measured here")
+        return self
 
 
 class VelocityFinetuningConfig(Frozen):
