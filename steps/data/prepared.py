@@ -67,7 +67,6 @@ def prepare_source(base: BaseModel, source: Source, store: Store, *, progress: P
     progress.close()
     _check_splits(splits, source)
     empty = encode_captions(base.tokenizer, base.text_encoder, [""])
-    image_size = base.image_size
     return PreparedDataRef(
         source=source.name,
         attribution=source.attribution,
@@ -75,7 +74,7 @@ def prepare_source(base: BaseModel, source: Source, store: Store, *, progress: P
         empty_embedding=store.put_bytes(save({"rows": empty.contiguous()})),
         scaling_factor=base.scaling_factor,
         latent_shape=base.latent_shape,
-        image_size=image_size,
+        image_size=base.image_size,
         examined=source.total,
         skipped=dict(source.skipped),
     )
@@ -90,7 +89,7 @@ def _check_splits(splits: dict[SplitName, PreparedSplit], source: Source) -> Non
     if empty:
         raise DataError(
             f"expected pictures in every split, found {sizes} from {source.total} items; the split follows "
-            "from a hash of the caption: give some hundred pictures with different captions, or raise data.limit"
+            "from a hash of the caption: give some hundred pictures of different captions, or raise data.limit"
         )
 
 

@@ -1,7 +1,8 @@
-"""The user's own pictures: webdataset shards (uncompressed tar files) with a picture and a .txt caption per sample.
+"""The user's own pictures: webdataset shards, tar files with a picture and a .txt caption a sample.
 
-Shards are indexed from their headers before anything expensive runs, and read at the indexed places; no member is ever
-written to disk, so none can escape. Names are split into key and extension by webdataset's own rule.
+Shards are indexed from their headers before anything expensive runs, and read at the indexed places; no
+member is ever written to disk, so none can escape. Names are split into key and extension by webdataset's own
+rule.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from PIL import Image, ImageOps
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
@@ -42,7 +43,7 @@ class SkippedItem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a shard: where its picture's bytes lie, and its caption; `problem` says why it is skipped."""
+    """One sample of a shard: where its picture's bytes lie, its caption, and why it is skipped (`problem`)."""
 
     shard: Path
     key: str
@@ -53,10 +54,10 @@ class Sample:
 
 
 def expand_shards(patterns: Sequence[str], project_root: Path) -> list[Path]:
-    """Files that paths and brace patterns ("data/{000..099}.tar") name, in order; relative ones from the project root.
+    """Files that paths and brace patterns ("data/{000..099}.tar") name, in order.
 
-    Raises DataError for an empty list, a missing file and anything that is no local path: webdataset's own opener
-    would run "pipe:" as a shell command.
+    Relative ones are taken from the project root. Raises DataError for an empty list, a missing file and
+    anything that is no local path: webdataset's own opener would run "pipe:" as a shell command.
     """
     paths: list[Path] = []
     for pattern in patterns:
@@ -66,7 +67,7 @@ def expand_shards(patterns: Sequence[str], project_root: Path) -> list[Path]:
             )
         try:
             paths += [project_root / name for name in braceexpand(pattern)]
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise DataError(f"the braces of the data.shards pattern {pattern!r} do not match") from error
     if not paths:
         raise DataError(
@@ -84,8 +85,8 @@ def expand_shards(patterns: Sequence[str], project_root: Path) -> list[Path]:
 def check_shards(patterns: Sequence[str], project_root: Path) -> list[Sample]:
     """Index every sample of every shard, in order, reading headers and captions only.
 
-    Raises DataError, naming the shard, for one that is missing, truncated, not a plain tar file or without a single
-    sample of picture and caption.
+    Raises DataError, naming the shard, for one that is missing, truncated, not a plain tar file or without a
+    single sample of picture and caption.
     """
     samples: list[Sample] = []
     for path in expand_shards(patterns, project_root):
@@ -108,14 +109,14 @@ def _index(path: Path) -> list[Sample]:
     if all(sample.problem == "incomplete_sample" for sample in samples):
         found = sorted({extension for files in members.values() for extension in files}) or ["nothing"]
         raise DataError(
-            f"shard {path}: expected samples of one picture ({', '.join(IMAGE_EXTENSIONS)}) and one .txt caption under "
-            f"the same name, found {', '.join(found[:8])}"
+            f"shard {path}: expected samples of one picture ({', '.join(IMAGE_EXTENSIONS)}) and one .txt "
+            f"caption under the same name, found {', '.join(found[:8])}"
         )
     return samples
 
 
 def _add(path: Path, members: dict[str, dict[str, tarfile.TarInfo]], member: tarfile.TarInfo) -> None:
-    """File a member under its sample; what is no regular file (links, folders) or has no extension is passed over."""
+    """File a member under its sample; links, folders and what has no extension are passed over."""
     if not member.isreg() or member.issparse():
         return
     key, extension = base_plus_ext(member.name)
@@ -161,7 +162,10 @@ def _caption(member: tarfile.TarInfo, tar: tarfile.TarFile) -> str:
 
 
 def split_of(caption: str) -> Split:
-    """Split of a picture, from a hash of its caption alone: equal captions stay together, new shards move nothing."""
+    """Split of a picture, from a hash of its caption alone.
+
+    Pictures of one caption stay together, and further shards move nothing.
+    """
     digest = hashlib.sha256(caption.casefold().encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < _SHARES[0]:
@@ -172,8 +176,8 @@ def split_of(caption: str) -> Split:
 def decode_picture(data: bytes, size: int, max_pixels: int) -> Tensor:
     """The picture's centre square at `size`, uint8 (3, size, size), upright, transparency on white.
 
-    Raises SkippedItem: "oversized_image" above `max_pixels` (seen from its header, before anything is decompressed),
-    "corrupt_image" for bytes that are no whole JPEG, PNG or WebP.
+    Raises SkippedItem: "oversized_image" above `max_pixels` (seen from its header, before anything is
+    decompressed), "corrupt_image" for bytes that are no whole JPEG, PNG or WebP.
     """
     try:
         with warnings.catch_warnings():
@@ -225,7 +229,7 @@ class WebDatasetSource:
         return dict(sorted(self._skipped.items()))
 
     def pictures(self) -> Iterator[Picture]:
-        """See Source. Captions are known from the index, so that too many bad ones stop before any decoding."""
+        """See Source. Captions are known from the index: too many bad ones stop before any decoding."""
         self._skipped.clear()
         for sample in self._samples:
             if sample.problem:
@@ -268,14 +272,17 @@ class WebDatasetSource:
         if skipped > self._max_skipped * self.total:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self._skipped.items()))
             raise DataError(
-                f"expected at most {self._max_skipped:.1%} of {self.total} samples to be unusable, found {skipped} "
-                f"already ({counts}), the last one {sample.key} in shard {sample.shard}; repair the shards or raise "
-                "data.max_skipped_fraction"
+                f"expected at most {self._max_skipped:.1%} of {self.total} samples to be unusable, found "
+                f"{skipped} already ({counts}), the last one {sample.key} in shard {sample.shard}; repair the "
+                "shards or raise data.max_skipped_fraction"
             )
 
 
 def _select(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` samples of each split, well mixed. Unusable ones take part, so that their share stays what it is."""
+    """At most `limit` samples of each split, well mixed.
+
+    Unusable ones take part, so that their share stays what it is.
+    """
     if limit is None:
         return samples
     named: dict[Split, dict[str, Sample]] = {"train": {}, "validation": {}, "test": {}}
