@@ -105,6 +105,7 @@ class VelocityFinetuningConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     base_velocity_weight: Annotated[float, Field(ge=0.0)] = 0.1  # ours, docs/method.md
     base_velocity_min_alpha: Fraction = 0.3  # below, the base's eps error would become the target
+    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch, as in SD's own training
 
 
 class RobustTrainingConfig(Frozen):
@@ -136,6 +137,9 @@ class StepDistillationConfig(Frozen):
     cfg_probability: Fraction = 0.1  # P Fig. 7
     cfg_range: tuple[Positive, Positive] = (2.0, 14.0)  # P section 4
     gamma: Annotated[float, Field(ge=0.0)] = 0.2  # P section 5.2, dynamic
+    caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
+    validation_captions: Annotated[int, Field(ge=0)] = 8  # student against teacher, before and after; 0: not measured
+    validation_guidance_scale: Positive = 3.0  # ours
 
     @model_validator(mode="after")
     def _check(self) -> "StepDistillationConfig":

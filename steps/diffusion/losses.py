@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from artifacts_schema.data import SplitName
 from steps.diffusion.parameterization import (
     ddim_step,
     denoised,
@@ -27,7 +28,7 @@ from steps.diffusion.schedule import NoiseSchedule
 from steps.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
 from steps.training.loop import Batch
 
-SPLIT = "train"
+SPLIT: SplitName = "train"
 
 
 class LatentData(Protocol):
@@ -37,14 +38,19 @@ class LatentData(Protocol):
     def empty_embedding(self) -> Tensor:
         """Text embedding of the empty caption, (1, tokens, width)."""
 
-    def size(self, split: str) -> int:
+    def size(self, split: SplitName) -> int:
         """Number of captioned pictures."""
 
-    def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
+    def latents(self, split: SplitName, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         """Scaled latents (n, c, h, w) of unit variance."""
 
-    def embeddings(self, split: str, indices: Tensor) -> Tensor:
+    def embeddings(self, split: SplitName, indices: Tensor) -> Tensor:
         """Text embeddings (n, tokens, width)."""
+
+    def training_embeddings(
+        self, split: SplitName, indices: Tensor, *, seed: int, iteration: int, drop_probability: float
+    ) -> Tensor:
+        """Text embeddings, some of them replaced by the empty caption's."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +75,38 @@ class Example:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws training examples; `caption_dropout` is the share of captions replaced by the empty one."""
+    """Draws training examples.
+
+    `caption_dropout` is the share of captions replaced by the empty one, which keeps the unconditional branch
+    trained.
+    """
 
     data: LatentData
     schedule: NoiseSchedule
     caption_dropout: float
     device: torch.device
 
-    def example(self, batch: Batch, *, name: str, t: Tensor) -> Example:
-        """Latents of the batch at timesteps t (n,), with noise and caption dropout of stream `name`."""
-        indices = batch.indices
-        x = self.data.latents(SPLIT, indices, seed=batch.seed, iteration=batch.iteration).to(self.device)
-        eps = _normal_like(x, batch, name=f"{name}.noise")
-        t = t.to(self.device)
+    def example(self, batch: Batch, *, name: str, t: Tensor, drop_captions: bool) -> Example:
+        """Latents of the batch at timesteps t (n,), with the noise of stream `name`."""
+        indices, seed, iteration = batch.indices, batch.seed, batch.iteration
+        x = self.data.latents(SPLIT, indices, seed=seed, iteration=iteration).to(self.device)
+        noise = keyed_normal(
+            tuple(x.shape[1:]), seed=seed, name=f"{name}.noise", iteration=iteration, indices=indices
+        )
+        eps, t = noise.to(self.device), t.to(self.device)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
-        embeddings = self.data.embeddings(SPLIT, indices).to(self.device)
-        return Example(x, eps, UNetInput(z, t, embeddings), alpha, sigma)
+        embeddings = self.data.training_embeddings(
+            SPLIT,
+            indices,
+            seed=seed,
+            iteration=iteration,
+            drop_probability=self.caption_dropout if drop_captions else 0.0,
+        )
+        return Example(x, eps, UNetInput(z, t, embeddings.to(self.device)), alpha, sigma)
 
     def any_timestep(self, batch: Batch, *, name: str) -> Example:
-        """An example with t uniform over all training timesteps, as L_ori wants it, with captions dropped."""
+        """An example with t uniform over all training timesteps and captions dropped, as L_ori wants it."""
         t = keyed_integers(
             0,
             self.schedule.train_timesteps,
@@ -97,25 +115,7 @@ class Sampling:
             iteration=batch.iteration,
             indices=batch.indices,
         )
-        return self.with_dropped_captions(self.example(batch, name=name, t=t), batch, name=name)
-
-    def with_dropped_captions(self, example: Example, batch: Batch, *, name: str) -> Example:
-        """The example with some captions replaced by the empty one, to keep the unconditional branch."""
-        if self.caption_dropout == 0.0:
-            return example
-        draw = keyed_uniform(
-            0.0,
-            1.0,
-            seed=batch.seed,
-            name=f"{name}.caption",
-            iteration=batch.iteration,
-            indices=batch.indices,
-        )
-        dropped = (draw < self.caption_dropout).reshape(-1, 1, 1).to(self.device)
-        embeddings = torch.where(dropped, self.empty_embedding, example.item.embeddings)
-        return Example(
-            example.x, example.eps, example.item.with_embeddings(embeddings), example.alpha, example.sigma
-        )
+        return self.example(batch, name=name, t=t, drop_captions=True)
 
     @property
     def empty_embedding(self) -> Tensor:
@@ -185,10 +185,10 @@ class DistillationLoss:
             iteration=batch.iteration,
             indices=batch.indices,
         )
-        start = self.sampling.example(batch, name="distillation", t=self.student_grid[point])
         w = self._guidance(batch)
-        if w is None:
-            start = self.sampling.with_dropped_captions(start, batch, name="distillation")
+        start = self.sampling.example(
+            batch, name="distillation", t=self.student_grid[point], drop_captions=w is None
+        )
         target = self.teacher_target(start, point, w)
         original = self.sampling.any_timestep(batch, name="original") if self.gamma > 0.0 else None
         v_hat, original_v_hat = self._student(model, start, w, original)
@@ -273,13 +273,6 @@ def combined_loss(distillation: Tensor, original: Tensor, gamma: float) -> Tenso
     """
     scale = (distillation / original.clamp(min=1e-12)).detach()
     return distillation + gamma * scale * original
-
-
-def _normal_like(x: Tensor, batch: Batch, *, name: str) -> Tensor:
-    noise = keyed_normal(
-        tuple(x.shape[1:]), seed=batch.seed, name=name, iteration=batch.iteration, indices=batch.indices
-    )
-    return noise.to(x.device)
 
 
 def _mean_square(difference: Tensor) -> Tensor:

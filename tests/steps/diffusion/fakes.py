@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from steps.randomness import keyed_normal
+from steps.randomness import keyed_normal, keyed_uniform
 
 SD_SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -47,7 +47,9 @@ class LinearUNet(nn.Module):
 
 @dataclass
 class FakeData:
-    """Latents of standard normal distribution; caption i has the constant embedding 0.1 + i / 100, the empty one 0."""
+    """Latents of standard normal distribution; caption i has the constant embedding 0.1 + i / 100, the empty
+    one 0.
+    """
 
     samples: int = 64
     shape: tuple[int, int, int] = (4, 4, 4)
@@ -61,3 +63,9 @@ class FakeData:
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         return (0.1 + indices.float() / 100).reshape(-1, 1, 1).expand(-1, 3, 5)
+
+    def training_embeddings(
+        self, split: str, indices: Tensor, *, seed: int, iteration: int, drop_probability: float
+    ) -> Tensor:
+        draws = keyed_uniform(0, 1, seed=seed, name="dropped", iteration=iteration, indices=indices)
+        return self.embeddings(split, indices) * (draws >= drop_probability).reshape(-1, 1, 1)
