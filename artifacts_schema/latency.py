@@ -17,12 +17,23 @@ WHOLE_MODELS: frozenset[str] = frozenset({"text_encoder", "decoder", "unet"})
 
 
 class LatencyRow(Frozen):
-    """One part: how long it takes at its true input shapes, and how many parameters it has."""
+    """One part: how long it takes at its true input shapes, and how many parameters it has.
+
+    `mean` is over the quieter half of the repeats. It, not the median, adds up: on a busy machine the time
+    taken by other programs falls into a few repeats of each short part and into every repeat of a long one,
+    so that the medians of the short parts lack it.
+    """
 
     kind: PartKind
     latency: Measurement
+    mean: float | None = None  # None: a table that was made elsewhere and knows no means
     parameters: int = Field(ge=0)
     input_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """What sums are made of: the mean where there is one, else the median."""
+        return self.latency.median if self.mean is None else self.mean
 
 
 class LatencyTable(Record):
@@ -53,29 +64,25 @@ class LatencyTable(Record):
     unit: Literal["ms", "MAC"]
     timing: str = "in-situ"  # how the parts were timed
     rows: dict[str, LatencyRow]
-    sum_of_parts: float
-    whole: float
-
-    @property
-    def explained(self) -> float:
-        """Sum of the UNet's parts over the whole guided step; 1 is perfect."""
-        return self.sum_of_parts / self.whole
+    sum_of_parts: float  # sum of the parts' costs
+    whole: float  # median of the guided step, timed without looking inside
+    explained: float  # sum of parts over whole, both of the same forward passes; 1 is perfect
 
     def parts(self) -> dict[str, LatencyRow]:
         """Rows of the UNet's parts."""
         return {name: row for name, row in self.rows.items() if name not in WHOLE_MODELS}
 
-    def latency(self, part: str) -> float:
-        """Median latency of one part in the table's unit. Raises KeyError for an unknown part."""
-        return self.rows[part].latency.median
+    def cost(self, part: str) -> float:
+        """What one part adds to a sum, in the table's unit. Raises KeyError for an unknown part."""
+        return self.rows[part].cost
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Per part of the UNet its share of the time and of the parameters, both of the sum over parts."""
         parts = self.parts()
-        time = sum(row.latency.median for row in parts.values())
+        time = sum(row.cost for row in parts.values())
         parameters = max(1, sum(row.parameters for row in parts.values()))
         return {
-            name: {"time": row.latency.median / time, "parameters": row.parameters / parameters}
+            name: {"time": row.cost / time, "parameters": row.parameters / parameters}
             for name, row in parts.items()
         }
 
@@ -96,10 +103,9 @@ class LatencyTable(Record):
     def _check(self) -> Self:
         if "unet" not in self.rows:
             raise ValueError("the table lacks the row 'unet', the whole guided step")
-        if self.whole <= 0.0 or self.sum_of_parts <= 0.0:
-            raise ValueError(
-                f"whole and sum_of_parts must be positive, found {self.whole} and {self.sum_of_parts}"
-            )
+        sums = (self.whole, self.sum_of_parts, self.explained)
+        if min(sums) <= 0.0:
+            raise ValueError(f"whole, sum_of_parts and explained must be positive, found {sums}")
         units = {row.latency.unit for row in self.rows.values()}
         if units != {self.unit}:
             raise ValueError(f"every row must be in {self.unit}, found {sorted(units)}")

@@ -310,7 +310,7 @@ def build(
 def as_evolved(unet: nn.Module) -> EvolvedUNet:
     """`unet` itself when it is an EvolvedUNet, else its equal made from a UNet2DConditionModel."""
     if isinstance(unet, EvolvedUNet):
-        return unet
+        return cast(EvolvedUNet, unet)
     if isinstance(unet, UNet2DConditionModel):
         evolved: EvolvedUNet = EvolvedUNet.from_unet(unet)
         return evolved

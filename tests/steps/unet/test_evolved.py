@@ -247,7 +247,7 @@ def test_named_spec_runs_for_real() -> None:
         smaller = build(spec, EvolvedUNet(**geometry), load_weights=False)
     smaller = smaller.to(torch.bfloat16).to_empty(device="cpu").eval()
     for parameter in smaller.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+        parameter.data.fill_(0.01)
     with torch.no_grad():
         sample = smaller(torch.randn(2, 4, 8, 8).bfloat16(), 500, torch.randn(2, 77, 768).bfloat16()).sample
     assert sample.shape == (2, 4, 8, 8)
