@@ -137,7 +137,7 @@ def load_model(store: Store, ref: WeightsRef) -> Any:
 
 
 def _model_classes() -> dict[str, Any]:
-    from steps.decoder_distillation import SmallDecoder
+    from steps.diffusion.small_decoder import SmallDecoder
     from steps.unet.evolved import EvolvedUNet
 
     return {

@@ -54,7 +54,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     data = prepare_data(base, config.data, context.store, progress=context.progress, project_root=project_root)
     return RunPlan(
         stage="start",
-        config=config.model_dump(mode="json"),
+        config={name: getattr(config, name).model_dump(mode="json") for name in ("base", "data")},
         seed=context.seed,
         base=put_folder(context.store, folder),
         base_identity=folder_identity(folder),

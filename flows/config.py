@@ -1,0 +1,21 @@
+"""Reads the configuration for Metaflow's `Config`, with one clean message when it is refused."""
+
+from typing import Any
+
+from metaflow.exception import MetaflowException
+
+from artifacts_schema.config import InvalidConfig, load_config
+
+
+class ConfigRefused(MetaflowException):
+    """Shown by Metaflow without a traceback."""
+
+    headline = "Configuration refused"
+
+
+def parse(text: str) -> dict[str, Any]:
+    """TOML text to the complete configuration, defaults filled in. Raises ConfigRefused naming every bad key."""
+    try:
+        return load_config(text).model_dump(mode="json")
+    except InvalidConfig as error:
+        raise ConfigRefused(str(error)) from None

@@ -1,0 +1,171 @@
+"""SnapFusion: from a Stable-Diffusion-style model to an 8-step one for phones.
+
+    python flows/snapfusion_flow.py run
+    python flows/snapfusion_flow.py --config config configs/smoke.toml run
+    python flows/snapfusion_flow.py resume
+
+A step body reads records, calls one stage and stores its record. Weights never pass through Metaflow: records refer to
+them in the content-addressed store.
+"""
+
+# ruff: noqa: E402 - the environment must be prepared before metaflow is imported
+from flows.environment import PROJECT_ROOT, prepare
+
+prepare()
+
+from typing import Any
+
+from metaflow import Config, FlowSpec, card, current, package_sources, step
+
+from flows import stages
+from flows.config import parse
+from flows.runtime import pack, read_config, unpack
+
+DEFAULT_CONFIG = str(PROJECT_ROOT / "configs" / "openmoji.toml")
+
+
+@package_sources(["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"])
+class SnapFusionFlow(FlowSpec):
+    """The whole method, one stage per step."""
+
+    config = Config("config", default=DEFAULT_CONFIG, parser=parse, help="TOML file; presets are in configs/")
+
+    @card(type="blank", id="progress")
+    @step
+    def start(self) -> None:
+        """Preflight: check everything that can fail cheaply, prepare the data once."""
+        self.plan = pack(stages.start(read_config(self)))
+        self.next(self.latency_profile)
+
+    @card(type="blank", id="progress")
+    @step
+    def latency_profile(self) -> None:
+        """Time every block of the base."""
+        self.latency_table = pack(stages.latency_profile(read_config(self), unpack(self.plan)))
+        self.next(self.velocity_finetuning)
+
+    @card(type="blank", id="progress")
+    @step
+    def velocity_finetuning(self) -> None:
+        """Turn the eps-prediction UNet into a v-prediction UNet."""
+        self.velocity = pack(stages.velocity_finetuning(read_config(self), unpack(self.plan)))
+        self.next(self.robust_training, self.teacher_16, self.decoder_distillation)
+
+    @card(type="blank", id="progress")
+    @step
+    def robust_training(self) -> None:
+        """Train with blocks skipped at random."""
+        self.robust = pack(stages.robust_training(read_config(self), unpack(self.plan), unpack(self.velocity)))
+        self.next(self.architecture_evolution)
+
+    @card(type="blank", id="progress")
+    @step
+    def architecture_evolution(self) -> None:
+        """Remove and copy blocks until the latency budget holds."""
+        self.evolution = pack(
+            stages.architecture_evolution(
+                read_config(self), unpack(self.plan), unpack(self.robust), unpack(self.latency_table)
+            )
+        )
+        self.next(self.student_16)
+
+    @card(type="blank", id="progress")
+    @step
+    def student_16(self) -> None:
+        """Distil the evolved UNet from its own 32 steps to 16."""
+        self.student_16_record = pack(
+            stages.student_16(read_config(self), unpack(self.plan), unpack(self.evolution))
+        )
+        self.next(self.distillation_inputs)
+
+    @card(type="blank", id="progress")
+    @step
+    def teacher_16(self) -> None:
+        """Distil the full UNet from its own 32 steps to 16, CFG-aware."""
+        self.teacher_16_record = pack(stages.teacher_16(read_config(self), unpack(self.plan), unpack(self.velocity)))
+        self.next(self.distillation_inputs)
+
+    @card(type="blank", id="progress")
+    @step
+    def decoder_distillation(self) -> None:
+        """Distil the half-width image decoder."""
+        self.decoder = pack(stages.decoder_distillation(read_config(self), unpack(self.plan)))
+        self.next(self.distillation_inputs)
+
+    @step
+    def distillation_inputs(self, inputs: Any) -> None:
+        """Join the three branches' records."""
+        self.merge_artifacts(inputs)
+        self.next(self.student_8)
+
+    @card(type="blank", id="progress")
+    @step
+    def student_8(self) -> None:
+        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
+        self.student_8_record = pack(
+            stages.student_8(
+                read_config(self), unpack(self.plan), unpack(self.teacher_16_record), unpack(self.student_16_record)
+            )
+        )
+        self.next(self.plan_evaluation, self.plan_export)
+
+    @step
+    def plan_evaluation(self) -> None:
+        """One evaluation task per variant."""
+        self.variants = list(read_config(self).evaluation.variants)
+        self.next(self.evaluation, foreach="variants")
+
+    @card(type="blank", id="progress")
+    @step
+    def evaluation(self) -> None:
+        """Generate and measure one variant."""
+        self.evaluation_record = pack(stages.evaluation(read_config(self), stages.Records.of(self), self.input))
+        self.next(self.evaluation_summary)
+
+    @step
+    def evaluation_summary(self, inputs: Any) -> None:
+        """Join the variants' records."""
+        self.evaluations = [item.evaluation_record for item in inputs]
+        self.merge_artifacts(inputs, exclude=["evaluation_record"])
+        self.next(self.report)
+
+    @step
+    def plan_export(self) -> None:
+        """One export task per component."""
+        self.components = list(read_config(self).coreml_export.components)
+        self.next(self.coreml_export, foreach="components")
+
+    @card(type="blank", id="progress")
+    @step
+    def coreml_export(self) -> None:
+        """Convert one component to Core ML."""
+        self.component_report = pack(stages.coreml_export(read_config(self), stages.Records.of(self), self.input))
+        self.next(self.bundle)
+
+    @step
+    def bundle(self, inputs: Any) -> None:
+        """Put the components, the tokenizer and the manifest into one folder."""
+        self.component_reports = [item.component_report for item in inputs]
+        self.merge_artifacts(inputs, exclude=["component_report"])
+        self.manifest = pack(
+            stages.bundle(read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports])
+        )
+        self.next(self.report)
+
+    @card(type="blank", id="report")
+    @step
+    def report(self, inputs: Any) -> None:
+        """One card and one report.json with everything a person wants to see."""
+        self.merge_artifacts(inputs, exclude=["variants", "components"])
+        records = stages.Records.of(self)
+        self.run_report = pack(stages.report(read_config(self), records, current.card["report"]))
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        """Say where everything is."""
+        stages.end(read_config(self), unpack(self.run_report))
+
+
+if __name__ == "__main__":
+    SnapFusionFlow()

@@ -1,0 +1,1 @@
+"""Generating, measuring and comparing pictures."""

