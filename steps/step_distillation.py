@@ -9,7 +9,6 @@ CFG-aware:
 """
 
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ def run(
     schedule = NoiseSchedule.from_config(base.scheduler_config)
     teacher_unet = load_model(context.store, teacher).requires_grad_(False).to(context.device)
     student_unet = load_model(context.store, student).requires_grad_(True).to(context.device)
-    check = TeacherCheck(teacher_unet, schedule, data, shared, student_steps, context.seed)
+    check = TeacherCheck(teacher_unet, base, data, shared, student_steps, context.seed)
     before = check.distance(student_unet)
     outcome = distil(
         teacher_unet,
@@ -129,13 +128,14 @@ class TeacherCheck:
     def __init__(
         self,
         teacher: nn.Module,
-        schedule: NoiseSchedule,
+        base: BaseModel,
         data: LatentData,
         shared: StepDistillationConfig,
         student_steps: int,
         seed: int,
     ) -> None:
-        self.schedule, self.data, self.seed = schedule, data, seed
+        self.schedule = NoiseSchedule.from_config(base.scheduler_config)
+        self.shape, self.data, self.seed = base.latent_shape, data, seed
         self.scale, self.student_steps = shared.validation_guidance_scale, student_steps
         self.indices = torch.arange(min(shared.validation_captions, data.size(VALIDATION)))
         self.reference = self.sample(teacher, 2 * student_steps) if len(self.indices) else None
@@ -146,11 +146,11 @@ class TeacherCheck:
             return None
         return float((self.sample(student, self.student_steps) - self.reference).square().mean())
 
-    def sample(self, unet: Any, steps: int) -> Tensor:
+    def sample(self, unet: nn.Module, steps: int) -> Tensor:
         """Final latents (n, c, h, w) of the validation captions."""
-        size = int(unet.config.sample_size)
-        shape = (int(unet.config.in_channels), size, size)
-        noise = keyed_normal(shape, seed=self.seed, name="teacher check", iteration=0, indices=self.indices)
+        noise = keyed_normal(
+            self.shape, seed=self.seed, name="teacher check", iteration=0, indices=self.indices
+        )
         return sample_latents(
             unet,
             self.schedule,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -18,12 +18,16 @@ from torch import Tensor
 from steps.diffusion.schedule import CLEAN, grid_timesteps, schedule_keys
 from steps.models import PredictionType
 
+# diffusers loads a scheduler of a foreign module only if it finds its own base class in that module.
+__all__ = ["GridDDIMScheduler", "SchedulerMixin"]
+
 _FIXED: dict[str, Any] = {
     "clip_sample": False,
     "thresholding": False,
     "set_alpha_to_one": True,
     "timestep_spacing": "trailing",
-    "steps_offset": 0,
+    # Without effect on this grid; StableDiffusionPipeline warns about any other value.
+    "steps_offset": 1,
 }
 
 
@@ -31,8 +35,9 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
     """Deterministic DDIM whose steps go from one grid point to the next and from the last one to the clean
     latent.
 
-    Works as `scheduler=` of a StableDiffusionPipeline. The noise schedule and prediction type come from the
-    configuration; spacing, clipping and final step are fixed, whatever a loaded configuration says.
+    Works as `scheduler=` of a StableDiffusionPipeline; a process that loads a pipeline saved with it must
+    import this module first. The noise schedule and prediction type come from the configuration; spacing,
+    clipping and final step are fixed, whatever a loaded configuration says.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

@@ -47,11 +47,13 @@ class LinearUNet(nn.Module):
 
 @dataclass
 class FakeData:
-    """Latents of standard normal distribution; caption i has the constant embedding 0.1 + i / 100, the empty
+    """Latents of normal distribution; caption i has the constant embedding 0.1 + i / 100, the empty
     one 0.
     """
 
     samples: int = 64
+    mean: float = 0.0
+    deviation: float = 1.0
     shape: tuple[int, int, int] = (4, 4, 4)
     empty_embedding: Tensor = field(default_factory=lambda: torch.zeros(1, 3, 5))
 
@@ -59,7 +61,8 @@ class FakeData:
         return self.samples
 
     def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
-        return keyed_normal(self.shape, seed=seed, name=f"data.{split}", iteration=0, indices=indices)
+        noise = keyed_normal(self.shape, seed=seed, name=f"data.{split}", iteration=0, indices=indices)
+        return self.mean + self.deviation * noise
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         return (0.1 + indices.float() / 100).reshape(-1, 1, 1).expand(-1, 3, 5)

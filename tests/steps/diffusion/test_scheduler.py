@@ -85,7 +85,7 @@ def test_the_bases_own_settings_do_not_count(tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert saved["_class_name"] == "GridDDIMScheduler"
-    assert saved["steps_offset"] == 0
+    assert saved["clip_sample"] is False
     again = GridDDIMScheduler.from_pretrained(tmp_path)
     assert torch.equal(denoise(again, 16), denoise(ours, 16))
 
