@@ -43,7 +43,7 @@ class SkippedItem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a shard: where its picture's bytes lie, its caption, and why it is skipped (`problem`)."""
+    """One sample of a shard: where its picture's bytes lie, its caption, and why it is skipped."""
 
     shard: Path
     key: str
@@ -267,14 +267,14 @@ class WebDatasetSource:
 
     def _skip(self, sample: Sample, reason: str) -> None:
         self._skipped[reason] += 1
-        logger.warning("skipped %s of shard %s: %s", sample.key, sample.shard, reason)
+        logger.info("skipped %s of shard %s: %s", sample.key, sample.shard, reason)
         skipped = self._skipped.total()
         if skipped > self._max_skipped * self.total:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self._skipped.items()))
             raise DataError(
                 f"expected at most {self._max_skipped:.1%} of {self.total} samples to be unusable, found "
-                f"{skipped} already ({counts}), the last one {sample.key} in shard {sample.shard}; repair the "
-                "shards or raise data.max_skipped_fraction"
+                f"{skipped} already ({counts}), the last one {sample.key} in shard {sample.shard}; repair "
+                "the shards or raise data.max_skipped_fraction"
             )
 
 
