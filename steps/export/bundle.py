@@ -1,0 +1,179 @@
+"""The bundle: packages, tokenizer files, manifest and licence in a folder that appears whole or not at all."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts_schema.bundle import BundleComponent, BundleFile, BundleManifest, ComponentReport, Prediction
+from artifacts_schema.references import FolderRef
+from steps.diffusion.schedule import schedule_keys
+from steps.errors import ExportError
+from steps.export.wrappers import RUNTIME_SCALING_FACTOR
+from steps.store.base import Store
+
+logger = logging.getLogger(__name__)
+
+_ALL = ("text_encoder", "unet", "vae_decoder")
+_SCRIPT = "finalize_on_mac.sh"
+
+
+def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
+    reports: Sequence[ComponentReport],
+    base_folder: Path,
+    store: Store,
+    target: Path,
+    *,
+    steps: int,
+    guidance_scale: float,
+    schedule: Mapping[str, Any],
+    timesteps: Sequence[int],
+    prediction_type: Prediction,
+    scaling_factor: float,
+    weights: Mapping[str, str],
+    attribution: str,
+) -> BundleManifest:
+    """Write the bundle to `target`, replacing a bundle that is already there.
+
+    `base_folder` is the base model's (its `tokenizer/` is read), `schedule` its scheduler configuration,
+    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in. Raises
+    ExportError when the reports do not belong together; after that and any other failure `target` is as it
+    was.
+    """
+    by_name = _check_reports(reports, prediction_type=prediction_type, scaling_factor=scaling_factor)
+    if len(timesteps) != steps or list(timesteps) != sorted(set(timesteps), reverse=True):
+        raise ExportError(f"expected a falling grid of {steps} timesteps, found {list(timesteps)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    folder = scratch / "new"
+    folder.mkdir()
+    try:
+        for report in by_name.values():
+            _copy_package(store, report.package, folder / report.package_name)
+        _write_tokenizer(base_folder / "tokenizer", folder)
+        (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
+        unet, decoder = by_name.get("unet"), by_name.get("vae_decoder")
+        manifest = BundleManifest(
+            stage="bundle",
+            parents=tuple(report.identity() for report in by_name.values()),
+            components={name: _entry(report) for name, report in by_name.items()},
+            complete=set(by_name) == set(_ALL),
+            files=_files(folder),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            schedule=schedule_keys(schedule),
+            timesteps=tuple(timesteps),
+            model_prediction=prediction_type,
+            output_prediction=unet.output_prediction if unet else None,
+            scaling_factor=scaling_factor,
+            runtime_scaling_factor=RUNTIME_SCALING_FACTOR,
+            decoder_factor=decoder.decoder_factor if decoder else None,
+            weights=dict(weights),
+            attribution=attribution,
+        )
+        (folder / "manifest.json").write_text(manifest.to_json() + "\n", encoding="utf-8")
+        _publish(folder, target, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    logger.info("bundle=%s files=%d steps=%d", target, len(manifest.files) + 1, steps)
+    return manifest
+
+
+def _check_reports(
+    reports: Sequence[ComponentReport], *, prediction_type: Prediction, scaling_factor: float
+) -> dict[str, ComponentReport]:
+    """The reports by component, in the order the runtime uses them. Raises ExportError when they disagree."""
+    by_name = {report.component: report for report in reports}
+    if len(by_name) != len(reports) or not reports:
+        raise ExportError(f"expected one report per component, found {[r.component for r in reports]}")
+    for report in reports:
+        found = (report.prediction_type, report.scaling_factor)
+        if found != (prediction_type, scaling_factor):
+            raise ExportError(
+                f"{report.component}: expected prediction type and scaling factor {prediction_type}, "
+                f"{scaling_factor}, found {found[0]}, {found[1]}; export it again"
+            )
+    shapes = {(r.component, t.name): t.shape for r in reports for t in (*r.inputs, *r.outputs)}
+    text, sample = shapes.get(("unet", "encoder_hidden_states")), shapes.get(("unet", "sample"))
+    hidden, latent = shapes.get(("text_encoder", "last_hidden_state")), shapes.get(("vae_decoder", "z"))
+    if text and hidden and (text[1], text[3]) != (hidden[2], hidden[1]):
+        raise ExportError(f"unet expects text {text}, text_encoder gives {hidden}; export both of one base")
+    if sample and latent and sample[1:] != latent[1:]:
+        raise ExportError(
+            f"unet gives latents {sample}, vae_decoder expects {latent}; export both of one base"
+        )
+    return {name: by_name[name] for name in _ALL if name in by_name}
+
+
+def _entry(report: ComponentReport) -> BundleComponent:
+    return BundleComponent(
+        package=report.package_name,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        parameters=report.parameters,
+        weights_sha256=report.weights_sha256,
+        bytes=report.package.bytes,
+        parity=report.parity,
+        parity_note=report.parity_note,
+    )
+
+
+def _copy_package(store: Store, package: FolderRef, target: Path) -> None:
+    """Copied, not linked: the bundle is the user's to change, the store's objects are not."""
+    for relative, ref in package.files.items():
+        path = (target / relative).resolve()
+        if not path.is_relative_to(target.resolve()):
+            raise ExportError(f"file {relative!r} of package {target.name} leads out of it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(store.path_of(ref), path)
+
+
+def _write_tokenizer(source: Path, folder: Path) -> None:
+    """vocab.json and merges.txt, from the files of those names or, lacking them, from tokenizer.json."""
+    if (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(source / name, folder / name)
+        return
+    try:
+        model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        vocab = json.dumps(model["vocab"], ensure_ascii=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"expected vocab.json and merges.txt, or a tokenizer.json with both, in {source}: {error}"
+        ) from error
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def _licence(attribution: str) -> str:
+    stated = attribution or "Not stated: the terms of base model and training data apply."
+    return f"Terms of the weights in this folder, and where their training data comes from:\n\n{stated}\n"
+
+
+def _files(folder: Path) -> dict[str, BundleFile]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = BundleFile(sha256=digest, bytes=path.stat().st_size)
+    return found
+
+
+def _publish(folder: Path, target: Path, scratch: Path) -> None:
+    """Put `folder` in `target`'s place. No rename replaces a filled folder: an old bundle steps aside."""
+    old = scratch / "old"
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if old.exists():
+            old.rename(target)
+        raise ExportError(f"the bundle cannot be moved to {target}: {error}") from error

@@ -1,0 +1,73 @@
+"""A miniature base, and reports of made-up packages."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from artifacts_schema.bundle import Component, ComponentReport, ExportCost
+from steps.export.contract import package_name, text_encoder_contract, unet_contract, vae_decoder_contract
+from steps.models import BaseModel
+from steps.store.base import Store, put_folder
+from tests.steps.latency.factories import tiny_base
+
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+# Two levels: conversion time goes with the number of blocks.
+TWO_LEVELS: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+
+CONTRACTS = {
+    "text_encoder": text_encoder_contract(tokens=7, width=12),
+    "unet": unet_contract(batch=2, latent=(4, 16, 16), tokens=7, width=12),
+    "vae_decoder": vae_decoder_contract(latent=(4, 16, 16), scale=2),
+}
+
+
+def export_base(scaling_factor: float = 0.13) -> BaseModel:
+    """Latents 4 x 16 x 16, 7 tokens, text width 12, a scaling factor that is not the runtime's."""
+    base = replace(tiny_base(**TWO_LEVELS), scheduler_config=dict(SCHEDULE))
+    base.vae.register_to_config(scaling_factor=scaling_factor)
+    return base
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """A base folder with tokenizer files only."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\na b\n")
+    return folder
+
+
+def fake_report(store: Store, folder: Path, component: Component, **changes: Any) -> ComponentReport:
+    """A report of a package that holds two small files."""
+    package = folder / component
+    (package / "Data").mkdir(parents=True, exist_ok=True)
+    (package / "Manifest.json").write_text("{}")
+    (package / "Data" / "model.mlmodel").write_bytes(component.encode())
+    inputs, outputs = CONTRACTS[component]
+    fields: dict[str, Any] = {
+        "stage": "coreml_export",
+        "component": component,
+        "package_name": package_name(component, "snapfusion"),
+        "package": put_folder(store, package),
+        "source_class": "Fake",
+        "parameters": 1,
+        "weights_sha256": "0" * 64,
+        "inputs": inputs,
+        "outputs": outputs,
+        "prediction_type": "v_prediction",
+        "output_prediction": "epsilon" if component == "unet" else None,
+        "scaling_factor": 0.13,
+        "cost": ExportCost(trace_s=0, convert_s=0, save_s=0, peak_memory_bytes=0),
+    }
+    return ComponentReport(**{**fields, **changes})

@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts_schema.bundle import BundleManifest, ComponentReport
+from steps.errors import ExportError, StoreError
+from steps.export.bundle import assemble_bundle
+from steps.export.contract import unet_contract
+from steps.store.local import LocalStore
+from tests.steps.export.factories import SCHEDULE, fake_report, tokenizer_folder
+
+GRID = (999, 874, 749, 624, 499, 374, 249, 124)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def reports(store: LocalStore, tmp_path: Path) -> list[ComponentReport]:
+    return [fake_report(store, tmp_path / "packages", c) for c in ("unet", "vae_decoder", "text_encoder")]
+
+
+def _assemble(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path, **changes: Any
+) -> BundleManifest:
+    base = tmp_path / "base"
+    if not base.exists():
+        tokenizer_folder(base)
+    options: dict[str, Any] = {
+        "steps": 8,
+        "guidance_scale": 3.0,
+        "schedule": {**SCHEDULE, "_class_name": "DDIMScheduler"},
+        "timesteps": GRID,
+        "prediction_type": "v_prediction",
+        "scaling_factor": 0.13,
+        "weights": {"student_8": "ab"},
+        "attribution": "CC BY-SA 4.0, OpenMoji",
+    }
+    return assemble_bundle(reports, base, store, tmp_path / "runs" / "bundle", **{**options, **changes})
+
+
+def _left(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "runs").iterdir()) if (tmp_path / "runs").exists() else []
+
+
+def test_bundle_is_whole(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:
+    manifest = _assemble(reports, store, tmp_path)
+    bundle = tmp_path / "runs" / "bundle"
+    read = BundleManifest.from_json((bundle / "manifest.json").read_text())
+    assert read == manifest and manifest.complete
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert files == {*manifest.files, "manifest.json"}
+    assert {"vocab.json", "merges.txt", "LICENSE", "finalize_on_mac.sh"} < files
+    assert "Stable_Diffusion_version_snapfusion_unet.mlpackage/Data/model.mlmodel" in files
+    assert "OpenMoji" in (bundle / "LICENSE").read_text()
+    assert manifest.schedule == SCHEDULE and manifest.timesteps == GRID
+    assert (manifest.model_prediction, manifest.output_prediction) == ("v_prediction", "epsilon")
+    assert _left(tmp_path) == ["bundle"]
+
+
+def test_unmeasured_parity_is_said(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:
+    _assemble(reports, store, tmp_path)
+    written = json.loads((tmp_path / "runs" / "bundle" / "manifest.json").read_text())
+    for component in written["components"].values():
+        assert component["parity"] is None and component["parity_note"] == "not measured"
+
+
+def test_new_bundle_replaces_the_old(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    _assemble(reports, store, tmp_path)
+    (tmp_path / "runs" / "bundle" / "stale").write_text("")
+    manifest = _assemble(reports[:1], store, tmp_path)
+    assert not manifest.complete
+    assert not (tmp_path / "runs" / "bundle" / "stale").exists()
+    assert _left(tmp_path) == ["bundle"]
+
+
+def test_failure_leaves_no_half_bundle(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    missing = next(iter(reports[2].package.files.values()))
+    store.path_of(missing).unlink()
+    with pytest.raises(StoreError):
+        _assemble(reports, store, tmp_path)
+    assert _left(tmp_path) == []
+
+
+def test_failure_keeps_the_old_bundle(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    before = _assemble(reports, store, tmp_path)
+    for path in (tmp_path / "base" / "tokenizer").iterdir():
+        path.unlink()
+    with pytest.raises(ExportError, match="vocab.json"):
+        _assemble(reports, store, tmp_path)
+    kept = (tmp_path / "runs" / "bundle" / "manifest.json").read_text()
+    assert BundleManifest.from_json(kept) == before
+    assert _left(tmp_path) == ["bundle"]
+
+
+def test_rename_that_fails_restores_the_old_bundle(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _assemble(reports, store, tmp_path)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ExportError, match="cannot be moved"):
+        _assemble(reports, store, tmp_path)
+    kept = (tmp_path / "runs" / "bundle" / "manifest.json").read_text()
+    assert BundleManifest.from_json(kept) == before
+
+
+def test_tokenizer_json_is_enough(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:
+    folder = tmp_path / "base" / "tokenizer"
+    folder.mkdir(parents=True)
+    model = {"vocab": {"ä</w>": 0}, "merges": [["a", "b"], "c d"]}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
+    _assemble(reports, store, tmp_path)
+    bundle = tmp_path / "runs" / "bundle"
+    assert json.loads((bundle / "vocab.json").read_text()) == {"ä</w>": 0}
+    assert (bundle / "merges.txt").read_text() == "#version: 0.2\na b\nc d\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction_type": "epsilon"}, "prediction type"),
+        ({"scaling_factor": 0.5}, "scaling factor"),
+        ({"steps": 4}, "grid of 4"),
+        ({"timesteps": GRID[::-1]}, "falling grid"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        _assemble(reports, store, tmp_path, **changes)
+    assert _left(tmp_path) == []
+
+
+def test_components_of_unlike_shapes_are_refused(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    for options, message in (
+        ({"latent": (4, 8, 8), "width": 12}, "latents"),
+        ({"latent": (4, 16, 16), "width": 13}, "text"),
+    ):
+        inputs, outputs = unet_contract(batch=2, tokens=7, **options)  # type: ignore[arg-type]
+        other = fake_report(store, tmp_path / "other", "unet", inputs=inputs, outputs=outputs)
+        with pytest.raises(ExportError, match=message):
+            _assemble([other, *reports[1:]], store, tmp_path)
+
+
+def test_component_given_twice_is_refused(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="one report per component"):
+        _assemble([*reports, reports[0]], store, tmp_path)
+
+
+def test_package_cannot_leave_the_bundle(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    ref = next(iter(reports[0].package.files.values()))
+    bad = reports[0].package.model_copy(update={"files": {"../../x": ref}})
+    with pytest.raises(ExportError, match="leads out"):
+        _assemble([reports[0].model_copy(update={"package": bad})], store, tmp_path)
+    assert _left(tmp_path) == []
