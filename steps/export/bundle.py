@@ -1,4 +1,4 @@
-"""The bundle: packages, tokenizer files, manifest and licence in a folder that appears whole or not at all."""
+"""The bundle: packages, tokenizer files, manifest and licence, in a folder that is there whole or not."""
 
 import hashlib
 import json

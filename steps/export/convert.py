@@ -107,7 +107,7 @@ def _trace(wrapper: nn.Module, contract: Contract) -> Any:
         # Shapes become constants, which is what an exported model of fixed shapes wants.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # coremltools converts CLIP from torch.jit only.
-        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         trace: Any = torch.jit.trace
         return trace(wrapper.eval(), examples, check_trace=False, strict=False)
 

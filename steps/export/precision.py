@@ -1,7 +1,7 @@
 """Which operations stay in float32 when a component is converted to float16.
 
-Two paths need it. The sinusoidal timestep features: near t = 999 neighbouring float16 numbers lie 0.5 apart, so
-that the angle t * frequency would be wrong by up to a quarter radian. And the end of a velocity UNet,
+Two paths need it. The sinusoidal timestep features: near t = 999 neighbouring float16 numbers lie 0.5 apart,
+so that the angle t * frequency would be wrong by up to a quarter radian. And the end of a velocity UNet,
 sigma z + alpha v: the sampler divides its error by alpha_t, which is about 0.07 at t = 999.
 """
 

@@ -32,8 +32,8 @@ class UNetForExport(nn.Module):
     """A UNet that takes the text as (B, D, 1, tokens) and always returns noise.
 
     With a `schedule` the UNet inside predicts the velocity v, and eps = alpha_t v + sigma_t z follows
-    (Salimans & Ho, arXiv 2202.00512, appendix D), alpha_t and sigma_t being rows of tables. Raises ExportError when
-    float16 cannot hold the schedule's timesteps.
+    (Salimans & Ho, arXiv 2202.00512, appendix D), alpha_t and sigma_t being rows of tables. Raises
+    ExportError when float16 cannot hold the schedule's timesteps.
     """
 
     def __init__(self, unet: nn.Module, schedule: NoiseSchedule | None) -> None:

@@ -1,4 +1,4 @@
-"""Real conversions, held against what Apple's Swift runtime looks for. Literal on purpose: not our own constants."""
+"""Real conversions, held against what Apple's Swift runtime looks for; names and types are spelt out."""
 
 from pathlib import Path
 from typing import Any
