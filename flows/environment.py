@@ -15,20 +15,28 @@ CORES_PER_TASK = 4
 
 def prepare() -> None:
     """Set user name, working directory, argument paths and worker count for this process and the tasks it starts."""
+    if (PROJECT_ROOT / "pyproject.toml").is_file():
+        sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
+    sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
+    prepare_paths()
+
+
+def prepare_paths() -> None:
+    """The part of `prepare` that any program of this project needs, not only a flow."""
     os.environ.setdefault("METAFLOW_USER", _user_name())
     # A card server or a service started from here stays on this machine.
     os.environ.setdefault("MF_METADATA_HOST", "127.0.0.1")
     # transformers and diffusers must never look for a model hub: every model is a local folder.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait must not spin: on a machine that does anything else, spinning costs a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Metaflow starts tasks with the same interpreter, which must find flows, steps and artifacts_schema there, too.
     search = os.environ.get("PYTHONPATH", "")
     if str(PROJECT_ROOT) not in search.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), search)))
     if (PROJECT_ROOT / "pyproject.toml").is_file():
-        sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
         os.chdir(PROJECT_ROOT)
-    sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
 
 
 def _user_name() -> str:

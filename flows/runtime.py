@@ -18,7 +18,7 @@ from typing import Any
 from metaflow import current
 from metaflow.cards import Markdown, ProgressBar
 
-from artifacts_schema.base import Provenance, Record
+from artifacts_schema.base import Provenance, Record, content_hash
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from flows.environment import PROJECT_ROOT, usable_cores
@@ -184,3 +184,24 @@ def output_folder(config: SnapFusionConfig) -> Path:
     """Where this run puts what a person wants to open: bundle, report and pictures."""
     return PROJECT_ROOT / config.report.output / str(current.run_id)
 
+
+
+def inputs_hash(values: Any) -> str:
+    """Identity of JSON-able inputs."""
+    return content_hash(values)
+
+
+def plain_context(stage: str, config: SnapFusionConfig, key: str) -> Any:
+    """A stage context for work that is not cached."""
+    from steps.context import StageContext, configure_torch, select_device
+
+    configure_logging()
+    configure_torch(config.compute)
+    store = store_of(config)
+    return StageContext(
+        stage=stage,
+        store=store,
+        work=store.work_folder(f"{stage}/{key}"),
+        seed=config.run.seed,
+        device=select_device(config.compute),
+    )

@@ -157,14 +157,13 @@ class SnapFusionFlow(FlowSpec):
     def report(self, inputs: Any) -> None:
         """One card and one report.json with everything a person wants to see."""
         self.merge_artifacts(inputs, exclude=["variants", "components"])
-        records = stages.Records.of(self)
-        self.run_report = pack(stages.report(read_config(self), records, current.card["report"]))
+        self.run_report = pack(stages.report(read_config(self), self, current.card["report"]))
         self.next(self.end)
 
     @step
     def end(self) -> None:
         """Say where everything is."""
-        stages.end(read_config(self), unpack(self.run_report))
+        stages.end(unpack(self.run_report), current.run_id)
 
 
 if __name__ == "__main__":

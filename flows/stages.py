@@ -4,8 +4,10 @@ The identities given to `run_stage` are exactly what the stage reads, so that a 
 downstream of it. Everything that imports torch is imported inside `work`, which only runs when the cache misses.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
@@ -18,7 +20,8 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from flows.environment import PROJECT_ROOT
-from flows.runtime import machine_identity, run_stage, unpack
+from flows.runtime import inputs_hash, machine_identity, output_folder, plain_context, run_stage, store_of, unpack
+from steps.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -213,3 +216,171 @@ def decoder_distillation(config: SnapFusionConfig, plan: RunPlan) -> Any:
         sections=["decoder_distillation"],
         inputs=[plan.base.identity(), plan.data.identity()],
     ).record
+
+
+def evaluation(config: SnapFusionConfig, records: Records, variant: str) -> EvaluationRecord:
+    """Draw and measure one variant."""
+    unet = {
+        "teacher_16": records.teacher_16,
+        "student_16": records.student_16,
+        "student_8": records.student_8,
+        "student_8_small_decoder": records.student_8,
+    }.get(variant)
+    plan = records.plan
+
+    def work(context: Any) -> Record:
+        from steps.evaluation.stage import run, variants
+        from steps.inputs import StageInputs
+
+        known = variants(
+            evaluation=config.evaluation,
+            distillation=config.step_distillation,
+            prediction_type="v_prediction" if plan.prediction_type == "v_prediction" else "epsilon",
+            teacher=records.teacher_16.weights,
+            student_intermediate=records.student_16.weights,
+            student=records.student_8.weights,
+            decoder=records.decoder.weights,
+        )
+        return run(known[variant], StageInputs(plan, context), config.evaluation, context)
+
+    inputs = [plan.base.identity(), plan.data.identity(), _identity(plan.measure_clip)]
+    inputs.append(unet.weights.identity() if unet else "base")
+    inputs.append(records.decoder.weights.identity() if variant.endswith("small_decoder") else "base")
+    return run_stage(
+        "evaluation", work, config=config, sections=["evaluation", "step_distillation"], inputs=inputs, label=variant
+    ).record
+
+
+def coreml_export(config: SnapFusionConfig, records: Records, component: str) -> ComponentReport:
+    """Convert one component of what ships: the student, the small decoder, the base's text encoder."""
+    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
+
+    def work(context: Any) -> Record:
+        from steps.coreml_export import run
+        from steps.inputs import StageInputs
+
+        return run(
+            component,
+            StageInputs(plan, context).base,
+            unet,
+            decoder,
+            config.coreml_export,
+            context,
+            prediction_type="v_prediction",
+            attribution=plan.data.attribution,
+            model_id=f"snapfusion_{config.run.name}",
+        )
+
+    used = {"unet": unet, "vae_decoder": decoder}.get(component)
+    return run_stage(
+        "coreml_export",
+        work,
+        config=config,
+        sections=["coreml_export"],
+        inputs=[plan.base.identity(), _identity(used)],
+        label=component,
+        extra={"name": config.run.name},
+    ).record
+
+
+def bundle(config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]) -> BundleManifest:
+    """Put everything a runtime needs into one folder, named by what is in it."""
+    from steps.coreml_export import assemble_bundle
+    from steps.diffusion.schedule import NoiseSchedule
+    from steps.inputs import StageInputs
+
+    context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
+    base = StageInputs(records.plan, context).base
+    schedule = NoiseSchedule.from_config(base.scheduler_config)
+    steps = config.step_distillation.final_steps
+    return assemble_bundle(
+        reports,
+        base.path,
+        context.store,
+        bundle_folder(reports),
+        steps=steps,
+        guidance_scale=config.coreml_export.guidance_scale,
+        schedule=base.scheduler_config,
+        timesteps=schedule.grid(steps).tolist(),
+        prediction_type="v_prediction",
+        scaling_factor=base.scaling_factor,
+        weights={
+            "unet": records.student_8.weights.sha256,
+            "vae_decoder": records.decoder.weights.sha256,
+            "base": records.plan.base_identity,
+        },
+        attribution=records.plan.data.attribution,
+    )
+
+
+def bundle_folder(reports: Sequence[ComponentReport]) -> Path:
+    """A bundle's folder carries the hash of its components: two runs with the same result share it."""
+    return PROJECT_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
+
+
+def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
+    """Compare the variants, write report.json and pictures, and fill the card."""
+    from flows.cards import render
+    from steps.report.page import RunRecords
+    from steps.report.stage import compare_all, run
+
+    records, store = Records.of(flow), store_of(config)
+    evaluations = [unpack(item) for item in flow.evaluations]
+    components = [unpack(item) for item in flow.component_reports]
+    trainings = {
+        "velocity_finetuning": records.velocity,
+        "robust_training": records.robust,
+        "teacher_16": records.teacher_16,
+        "student_16": records.student_16,
+        "student_8": records.student_8,
+        "decoder_distillation": records.decoder,
+    }
+    everything: dict[str, Record] = {"start": records.plan, "latency_profile": records.latency_table, **trainings}
+    everything |= {"architecture_evolution": records.evolution}
+    everything |= {f"evaluation {item.variant}": item for item in evaluations}
+    everything |= {f"coreml_export {item.component}": item for item in components}
+    page_records = RunRecords(
+        name=config.run.name,
+        smoke=config.run.smoke,
+        latency_table=records.latency_table,
+        trainings=trainings,
+        evolution=records.evolution,
+        evaluations=evaluations,
+        comparisons=compare_all(store, evaluations),
+        components=components,
+        manifest=unpack(flow.manifest),
+        previous=previous_reports(config, store),
+    )
+    result, page = run(
+        config, page_records, everything, store, bundle=bundle_folder(components), output=output_folder(config)
+    )
+    render(card, page)
+    return result
+
+
+def previous_reports(config: SnapFusionConfig, store: Any) -> list[dict[str, Any]]:
+    """Headlines of the runs named in `report.compare_to`. Raises ConfigError for one that is not in the store."""
+    found = []
+    for run_id in config.report.compare_to:
+        text = store.get_document(f"reports/{run_id}")
+        if text is None:
+            known = ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
+            raise ConfigError(f"report.compare_to names run {run_id}, which has no report in the store; known: {known}")
+        found.append({"name": run_id, "headline": json.loads(text)["headline"]})
+    return found
+
+
+def end(result: RunReport, run_id: str) -> None:
+    """Print where everything is."""
+    folder = Path(result.folder)
+    seconds = sum(stage.wall_time_s for stage in result.stages)
+    peak = max((stage.peak_memory_bytes for stage in result.stages), default=0)
+    print(f"\n{result.name}: {'; '.join(result.labels)}")
+    for name, value in result.headline.items():
+        print(f"  {name:52s} {value:.4g}")
+    print(f"\nstages   {seconds:.0f} s of stage time, {peak / 2**30:.2f} GiB at most in one stage")
+    print(f"bundle   {result.bundle}")
+    print(f"report   {folder / 'report.json'}")
+    print(f"pictures {folder / 'pictures'}")
+    print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
+    print(f'draw     python -m flows.draw --run {folder.name} "a caption" --output picture.png\n')

@@ -12,6 +12,7 @@ from artifacts_schema.base import Interval, Record
 from artifacts_schema.bundle import BundleManifest, ComponentReport
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.references import ObjectRef
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation.compare import UNDECIDED
 from steps.evaluation.pictures import grid, png
@@ -64,7 +65,7 @@ def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
             f"{evolution.base_latency:.4g} {evolution.latency_unit}",
             f"{evolution.predicted_latency:.4g} {evolution.latency_unit} ({evolution.predicted_ratio:.0%})",
         ),
-        ("decoder parameters", _millions(decoder.get("parameters_full")), _millions(decoder.get("parameters"))),
+        ("decoder parameters", _millions(decoder.get("parameters_full")), _millions(decoder.get("parameters_small"))),
         ("steps", str(_steps(records, "base_50")), str(small.steps if small else "")),
     ]
     banner = "".join(f"> **{label}**\n\n" for label in labels)
@@ -79,8 +80,8 @@ def _pictures(records: RunRecords, store: Store) -> list[Block]:
         return []
     first = records.evaluations[0]
     scale = first.points[0].guidance_scale
-    rows = [("real pictures", _row(store, first.real.images.sha256, first.real.images))]
-    rows += [(r.title, _row(store, r.variant, r.points[0].images)) for r in records.evaluations]
+    rows = [("real pictures", _row(store, first.real.images))]
+    rows += [(r.title, _row(store, r.points[0].images)) for r in records.evaluations]
     captions = " · ".join(first.captions[:_COLUMNS])
     return [
         Text(f"## Pictures\n\nSame captions and same noise in every row, guidance scale {scale:g}."),
@@ -88,7 +89,7 @@ def _pictures(records: RunRecords, store: Store) -> list[Block]:
     ]
 
 
-def _row(store: Store, _: str, ref: Any) -> bytes:
+def _row(store: Store, ref: ObjectRef) -> bytes:
     images = load_file(store.path_of(ref))["images"][:_COLUMNS]
     enlarged = torch.nn.functional.interpolate(images.float(), scale_factor=max(1, 96 // images.shape[-1] + 1))
     return png(grid(enlarged.to(torch.uint8), columns=_COLUMNS, gap=4))
@@ -215,12 +216,13 @@ def _training(records: RunRecords) -> list[Block]:
 
 def _core_ml(records: RunRecords) -> list[Block]:
     rows = tuple(
-        (item.component, f"{item.bytes / _MIB:.1f} MiB", f"{item.convert_s:.1f} s", _clock(item))
+        (item.component, f"{item.parameters / 1e6:.2f} M", f"{item.package.bytes / _MIB:.1f} MiB",
+         f"{item.cost.convert_s:.1f} s", f"{item.cost.peak_memory_bytes / _MIB:.0f} MiB", item.parity_note)
         for item in records.components
     )
     return [
         Text("## Core ML\n\nConverted and loaded on Linux; nothing here has run on Apple hardware."),
-        Table(("component", "size", "conversion", "stage"), rows),
+        Table(("component", "parameters", "size", "conversion", "peak memory", "parity"), rows),
     ]
 
 

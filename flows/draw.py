@@ -1,0 +1,81 @@
+"""Draws a picture from a finished run: prompt in, PNG out.
+
+    python -m flows.draw "woman surfing dark skin tone" --output surfing.png
+    python -m flows.draw "red flag" --model base --steps 50 --seed 3
+
+The run is the newest one with a report, or the one named with --run (a run id as printed at its end).
+"""
+
+# ruff: noqa: E402 - the environment must be prepared before anything imports metaflow or transformers
+import sys
+from pathlib import Path
+
+from flows.environment import PROJECT_ROOT, prepare_paths
+
+_CALLED_FROM = Path.cwd()
+prepare_paths()
+
+import argparse
+
+from artifacts_schema.config import StoreConfig
+from artifacts_schema.report import RunReport
+from steps.drawing import MODELS, DrawRequest, draw
+from steps.errors import SnapFusionError
+from steps.store import Store, open_store
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt")
+    parser.add_argument("--run", help="run id; default: the newest run with a report")
+    parser.add_argument("--model", choices=MODELS, default="student", help="default: student, the one that ships")
+    parser.add_argument("--steps", type=int, help="default: 50 for the base, what it was distilled to for the others")
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1, help="pictures side by side")
+    parser.add_argument("--output", type=Path, default=Path("picture.png"))
+    parser.add_argument("--store", default=StoreConfig().root, help="the run's store.root")
+    return parser
+
+
+def find_report(store: Store, run_id: str | None) -> RunReport:
+    """The named run's report, or the newest. Raises SnapFusionError naming the runs that are there."""
+    keys = store.list_documents("reports/")
+    if not keys:
+        raise SnapFusionError(f"no finished run in the store {store.root}; run the flow first, or name its --store")
+    newest = max(keys, key=lambda key: int(key.rsplit("/", 1)[1]) if key.rsplit("/", 1)[1].isdigit() else 0)
+    key = newest if run_id is None else f"reports/{run_id}"
+    text = store.get_document(key)
+    if text is None:
+        known = ", ".join(key.removeprefix("reports/") for key in keys)
+        raise SnapFusionError(f"run {run_id} has no report in the store {store.root}; known: {known}")
+    return RunReport.from_json(text)
+
+
+def main() -> int:
+    """Parse, draw, say where the picture is."""
+    arguments = build_parser().parse_args()
+    try:
+        store = open_store(StoreConfig(root=arguments.store), PROJECT_ROOT)
+        report = find_report(store, arguments.run)
+        request = DrawRequest(
+            prompt=arguments.prompt,
+            model=arguments.model,
+            steps=arguments.steps,
+            guidance_scale=arguments.guidance_scale,
+            seed=arguments.seed,
+            count=arguments.count,
+        )
+        target = (_CALLED_FROM / arguments.output).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(draw(store, report, request))
+    except SnapFusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""`report`: comparisons, labels, headline numbers, and the files a person opens."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts_schema.base import Record
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.readers import read_record
+from artifacts_schema.report import RunReport, StageSummary
+from steps.errors import StoreError
+from steps.evaluation.compare import compare
+from steps.report.content import Block
+from steps.report.page import RunRecords, build_page
+from steps.store import Store
+
+# Reference, then what is held against it.
+_COMPARISONS = (
+    ("base_50", "student_8_small_decoder"),
+    ("base_8", "student_8_small_decoder"),
+    ("base_8_dpm", "student_8_small_decoder"),
+    ("student_8", "student_8_small_decoder"),
+    ("base_50", "teacher_16"),
+    ("base_50", "student_16"),
+)
+_ENOUGH_ITERATIONS = 100
+
+
+def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
+    """Every comparison whose two variants were evaluated, at every guidance scale."""
+    by_name = {record.variant: record for record in evaluations}
+    return [
+        compare(store, by_name[reference], by_name[other], point.guidance_scale)
+        for reference, other in _COMPARISONS
+        if reference in by_name and other in by_name
+        for point in by_name[reference].points
+    ]
+
+
+def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
+    """What a reader must know before any number: smoke runs, and runs too small for a claim."""
+    found = []
+    if config.run.smoke:
+        found.append("smoke: random micro models, a check of the machinery; no number here means anything")
+    if any(record.is_smoke for record in records.evaluations):
+        found.append(f"smoke: fewer than {TOO_FEW_PICTURES} pictures per variant")
+    short = [name for name, r in records.trainings.items() if not r.skipped and r.iterations < _ENOUGH_ITERATIONS]
+    if short:
+        found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
+    if not found:
+        found.append("a short run: it shows that the method works from end to end and makes no claim about quality")
+    return found
+
+
+def run(
+    config: SnapFusionConfig,
+    records: RunRecords,
+    everything: Mapping[str, Record],
+    store: Store,
+    *,
+    bundle: Path,
+    output: Path,
+) -> tuple[RunReport, list[Block]]:
+    """Write report.json and pictures into `output`; returns the record and the page.
+
+    `everything` maps a stage (or stage and variant) to its record; their identities become the report's inputs.
+    """
+    notes = labels(config, records)
+    page = build_page(records, store, notes)
+    report = RunReport(
+        stage="report",
+        parents=tuple(record.identity() for record in everything.values()),
+        config=config.model_dump(mode="json"),
+        seed=config.run.seed,
+        name=config.run.name,
+        smoke=config.run.smoke,
+        labels=tuple(notes),
+        inputs={name: record.identity() for name, record in everything.items()},
+        headline=headline(records),
+        evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
+        comparisons=tuple(records.comparisons),
+        stages=tuple(_summary(name, record) for name, record in everything.items()),
+        grids={record.variant: record.points[0].grid for record in records.evaluations},
+        bundle=str(bundle),
+        folder=str(output),
+    )
+    _write(report, records, store, bundle=bundle, output=output)
+    for record in everything.values():
+        store.put_document(f"records/{record.identity()}", record.to_json())
+    store.put_document(f"reports/{output.name}", report.to_json())
+    return report, page
+
+
+def record_of(store: Store, report: RunReport, name: str) -> Any:
+    """A record of a finished run by its name in the report. Raises StoreError when it is gone."""
+    text = store.get_document(f"records/{report.inputs.get(name)}")
+    if text is None:
+        raise StoreError(f"the record '{name}' of run {Path(report.folder).name} is no longer in the store {store.root}")
+    return read_record(text)
+
+
+def headline(records: RunRecords) -> dict[str, float]:
+    """The run's numbers under their published names; a ratio is base over result."""
+    evolution = records.evolution
+    decoder = records.trainings["decoder_distillation"].metrics
+    numbers = {
+        "unet.param_ratio": evolution.base_parameters / evolution.parameters,
+        "unet.predicted_latency_ratio": evolution.base_latency / evolution.predicted_latency,
+        "decoder.param_ratio": decoder["parameter_ratio"],
+        "decoder.mac_ratio": decoder["mac_ratio"],
+        "decoder.psnr_db": decoder["psnr_db"],
+    }
+    for item in records.comparisons:
+        if (item.reference, item.other) == ("base_50", "student_8_small_decoder"):
+            numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = item.clip_difference.value
+            numbers[f"student8_vs_base50.distance_difference@{item.guidance_scale:g}"] = item.distance_difference.value
+    return numbers
+
+
+def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path, output: Path) -> None:
+    pictures = output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+    for record in records.evaluations:
+        for point in record.points:
+            path = pictures / f"{record.variant}_guidance_{point.guidance_scale:g}.png"
+            path.write_bytes(store.path_of(point.grid).read_bytes())
+    captions = list(records.evaluations[0].captions) if records.evaluations else []
+    (pictures / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    link = output / "bundle"
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(bundle, target_is_directory=True)
+
+
+def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
+    points = [point.model_dump(mode="json", exclude={"images", "grid"}) for point in record.points]
+    return {
+        "variant": record.variant,
+        "title": record.title,
+        "sampler": record.sampler,
+        "steps": record.steps,
+        "pictures": record.pictures,
+        "protocol": record.protocol_hash,
+        "points": points,
+        "real": record.real.model_dump(mode="json", exclude={"images", "grid"}),
+    }
+
+
+def _summary(name: str, record: Record) -> StageSummary:
+    provenance = record.provenance
+    return StageSummary(
+        stage=name,
+        identity=record.identity(),
+        wall_time_s=provenance.wall_time_s if provenance else 0.0,
+        peak_memory_bytes=provenance.peak_memory_bytes if provenance else 0,
+        iterations=int(getattr(record, "iterations", 0)),
+        images_per_s=getattr(record, "images_per_s", None),
+    )
