@@ -1,8 +1,8 @@
 """Byte-level BPE in CLIP's conventions, trained on captions.
 
-The entries are laid out as in CLIP: 256 bytes, the same 256 at the end of a word, the merges in the order they were
-learned, then `<|startoftext|>` and `<|endoftext|>`. The last one has the highest id, which OpenCLIP's pooling needs,
-and pads, as in Stable Diffusion 1.
+The entries are laid out as in CLIP: 256 bytes, the same 256 at the end of a word, the merges in the order they
+were learned, then `<|startoftext|>` and `<|endoftext|>`. The last one has the highest id, which OpenCLIP's
+pooling needs, and pads, as in Stable Diffusion 1.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,15 @@ def train_tokenizer(captions: Sequence[str], folder: Path, *, entries: int = 204
     if not any(caption.strip() for caption in captions):
         raise DataError("expected captions to learn a tokenizer from, found none; check the data's captions")
     if entries < 2 * _BYTES + _SPECIAL:
-        raise DataError(f"a byte-level tokenizer needs at least {2 * _BYTES + _SPECIAL} entries, found {entries}")
+        raise DataError(
+            f"a byte-level tokenizer needs at least {2 * _BYTES + _SPECIAL} entries, found {entries}"
+        )
     words, merges = _learn(captions, entries - _SPECIAL - 2 * _BYTES)
     alphabet = sorted(ByteLevel.alphabet())
     vocabulary = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *words, START, END]
     tokenizer = CLIPTokenizer(
         vocab={entry: index for index, entry in enumerate(vocabulary)},
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  # pairs are what the backend takes
         bos_token=START,
         eos_token=END,
         pad_token=END,
@@ -43,7 +45,7 @@ def train_tokenizer(captions: Sequence[str], folder: Path, *, entries: int = 204
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt, which Swift runtimes read
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt: for Swift runtimes
     return folder
 
 
@@ -61,7 +63,7 @@ def _learn(captions: Sequence[str], merges: int) -> tuple[list[str], list[tuple[
     alphabet = sorted(ByteLevel.alphabet())
     seen = {piece[-1] for text in captions for piece, _ in _pieces(learner, text)}
     trainer = trainers.BpeTrainer(
-        # The learner counts the bytes it saw (plain and word-final); the full alphabet is added by the caller.
+        # The learner counts the bytes it saw (plain and word-final); the caller adds the full alphabet.
         vocab_size=merges + _BYTES + len(seen),
         min_frequency=2,
         initial_alphabet=alphabet,
