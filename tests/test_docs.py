@@ -71,7 +71,7 @@ def test_readme_lists_every_preset() -> None:
 def test_named_tests_exist(path: Path) -> None:
     defined = set()
     for source in (ROOT / "tests").rglob("test_*.py"):
-        defined |= set(re.findall(r"^def (test_\w+)", source.read_text(encoding="utf-8"), re.MULTILINE))
+        defined |= set(re.findall(r"^\s*def (test_\w+)", source.read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8")))
     assert not sorted(named - defined)
 
