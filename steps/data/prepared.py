@@ -146,7 +146,7 @@ def encode_moments(base: BaseModel, images: Tensor) -> Tensor:
     """
     together = max(1, min(_ENCODED_TOGETHER, _ENCODED_PIXELS // (images.shape[-2] * images.shape[-1])))
     parts = []
-    for part in images.split(together):
+    for part in torch.split(images, together):
         pixels = part.to(base.vae.device, torch.float32) / 127.5 - 1.0
         distribution = base.vae.encode(pixels).latent_dist
         parts.append(torch.cat([distribution.mean, distribution.std], dim=1).float().cpu())
