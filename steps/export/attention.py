@@ -13,7 +13,7 @@ from steps.errors import ExportError
 
 
 class SplitEinsumProcessor:
-    """A diffusers attention processor. Scales queries before the product, which could overflow float16 else."""
+    """A diffusers attention processor. Scales queries first: unscaled, products could overflow float16."""
 
     def __call__(
         self,
@@ -37,8 +37,8 @@ class SplitEinsumProcessor:
             query.split(width, dim=1), key.split(width, dim=3), value.split(width, dim=1), strict=True
         )
         attended = torch.cat([_one_head(*head) for head in heads], dim=1).squeeze(2).transpose(1, 2)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](attended))
-        return projected / attn.rescale_output_factor
+        projected: Tensor = attn.to_out[1](attn.to_out[0](attended)) / attn.rescale_output_factor
+        return projected
 
 
 def _one_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

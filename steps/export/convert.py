@@ -7,6 +7,8 @@ import resource
 import time
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +105,7 @@ def export(
 def _trace(wrapper: nn.Module, contract: Contract) -> Any:
     # Zeros are valid token ids, timesteps and latents; values do not matter, only shapes do.
     examples = tuple(torch.zeros(tensor.shape) for tensor in contract[0])
-    with warnings.catch_warnings(), torch.no_grad():
-        # Shapes become constants, which is what an exported model of fixed shapes wants.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        # coremltools converts CLIP from torch.jit only.
-        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    with _known_warnings(), torch.no_grad():
         trace: Any = torch.jit.trace
         return trace(wrapper.eval(), examples, check_trace=False, strict=False)
 
@@ -115,20 +113,37 @@ def _trace(wrapper: nn.Module, contract: Contract) -> Any:
 def _convert(component: Component, traced: Any, contract: Contract, target: str) -> Any:
     inputs, outputs = contract
     try:
-        return ct.convert(
-            traced,
-            convert_to="mlprogram",
-            minimum_deployment_target=_TARGETS[target],
-            inputs=[ct.TensorType(name=t.name, shape=t.shape, dtype=_numpy(t)) for t in inputs],
-            outputs=[ct.TensorType(name=t.name, dtype=_numpy(t)) for t in outputs],
-            compute_precision=ct.transform.FP16ComputePrecision(op_selector=may_be_float16),
-            skip_model_load=True,
-        )
+        with _known_warnings():
+            return ct.convert(
+                traced,
+                convert_to="mlprogram",
+                minimum_deployment_target=_TARGETS[target],
+                inputs=[ct.TensorType(name=t.name, shape=t.shape, dtype=_numpy(t)) for t in inputs],
+                outputs=[ct.TensorType(name=t.name, dtype=_numpy(t)) for t in outputs],
+                compute_precision=ct.transform.FP16ComputePrecision(op_selector=may_be_float16),
+                skip_model_load=True,
+            )
     # coremltools raises whatever its frontend meets; the message is all that tells these failures apart.
     except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AssertionError) as error:
         raise ExportError(
             f"{component}: coremltools {ct.__version__} could not convert it: {error}"
         ) from error
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Silences what tracing and converting always warn of, and nothing else."""
+    with warnings.catch_warnings():
+        # Shapes become constants, which is what an exported model of fixed shapes wants.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        # coremltools converts CLIP from torch.jit only; torch.jit reads every property of a module, old ones too.
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # coremltools leaves the removal of its scratch folder to the garbage collector.
+        warnings.filterwarnings("ignore", message="Implicitly cleaning up", category=ResourceWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"coremltools\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"coremltools\.")
+        yield
 
 
 def _numpy(tensor: TensorContract) -> Any:
