@@ -114,6 +114,7 @@ class RobustTrainingConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     drop_probability: Fraction = 0.1  # ours: same for all units
     ramp_fraction: Fraction = 0.5  # share of the training over which the probability rises from 0
+    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch
 
 
 class ArchitectureEvolutionConfig(Frozen):
@@ -126,7 +127,8 @@ class ArchitectureEvolutionConfig(Frozen):
     probe_captions: Count = 16  # P: 2,000
     probe_steps: Count = 8  # P: 50
     probe_guidance_scale: Positive = 5.0  # P: 7.5
-    drop_probability: Fraction = 0.1
+    drop_probability: Fraction = 0.1  # between rounds; 0 in the last, after which nothing is removed any more
+    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch
 
 
 class StepDistillationConfig(Frozen):

@@ -5,6 +5,7 @@ from typing import Any
 from metaflow.exception import MetaflowException
 
 from artifacts_schema.config import InvalidConfig, load_config
+from artifacts_schema.pretraining import load_pretraining_config
 
 
 class ConfigRefused(MetaflowException):
@@ -17,5 +18,13 @@ def parse(text: str) -> dict[str, Any]:
     """TOML text to the complete configuration, defaults filled in. Raises ConfigRefused naming every bad key."""
     try:
         return load_config(text).model_dump(mode="json")
+    except InvalidConfig as error:
+        raise ConfigRefused(str(error)) from None
+
+
+def parse_pretraining(text: str) -> dict[str, Any]:
+    """The same for the configuration of the pretraining."""
+    try:
+        return load_pretraining_config(text).model_dump(mode="json")
     except InvalidConfig as error:
         raise ConfigRefused(str(error)) from None

@@ -1,11 +1,9 @@
-"""Makes the embedded base model, its evaluators and its warm starts from a clean checkout.
+"""Makes the embedded base model and its evaluators, and writes them to assets/.
 
     python flows/pretrain_flow.py run
-    python flows/pretrain_flow.py --config config configs/pretrain.toml run
-    python flows/pretrain_flow.py resume
 
-Every step runs one stage of `steps.pretraining.stages`, which goes on from its checkpoints and
-skips what is done.
+Hours on two cores. Every stage checkpoints under .snapfusion/pretraining and is skipped when it is done, so a run that
+was cut off is simply started again. Raising `iterations` in configs/pretrain.toml continues a training.
 """
 
 # ruff: noqa: E402 - the environment must be prepared before metaflow is imported
@@ -15,80 +13,92 @@ prepare()
 
 from typing import Any
 
-from metaflow import Config, FlowSpec, step
+from metaflow import Config, FlowSpec, card, step
 
-DEFAULT_CONFIG = str(PROJECT_ROOT / "configs" / "pretrain.toml")
+from flows.runtime import CardProgress, configure_logging
+from flows.config import parse_pretraining
 
 
-def _parse(text: str) -> dict[str, Any]:
-    """Validate the configuration before any step runs."""
-    from artifacts_schema.pretraining import load_pretraining_config
+def run_pretraining(flow: Any, stage: str) -> dict[str, Any]:
+    """One stage of the pretraining; returns its summary."""
+    import torch
 
-    return load_pretraining_config(text).model_dump(mode="json")
+    from artifacts_schema.pretraining import PretrainingConfig
+    from flows.environment import usable_cores
+    from steps.pretraining.stages import Pretraining
+
+    configure_logging()
+    torch.set_num_threads(usable_cores())
+    config = PretrainingConfig.model_validate(flow.config.to_dict())
+    return Pretraining(config, CardProgress()).run(stage)
 
 
 class PretrainFlow(FlowSpec):
-    """One stage after the other: on few cores, trainings side by side would only slow each other down."""
+    """Tokenizer, OpenCLIP models, autoencoder, UNet, warm starts, model cards."""
 
-    config = Config("config", default=DEFAULT_CONFIG, parser=_parse, help="TOML file, configs/pretrain.toml")
+    config = Config(
+        "config", default=str(PROJECT_ROOT / "configs" / "pretrain.toml"), parser=parse_pretraining, help="TOML file"
+    )
 
+    @card(type="blank", id="progress")
     @step
     def start(self) -> None:
-        """Learn the tokenizer from the train captions."""
-        self.tokenizer = _run(self, "tokenizer")
+        """Learn the tokenizer."""
+        self.tokenizer = run_pretraining(self, "tokenizer")
         self.next(self.openclip_signal)
 
+    @card(type="blank", id="progress")
     @step
     def openclip_signal(self) -> None:
-        """Train the OpenCLIP model whose text tower conditions the base."""
-        self.signal = _run(self, "openclip_signal")
+        """The evaluator that guides, whose text tower is the base's."""
+        self.openclip_signal_summary = run_pretraining(self, "openclip_signal")
         self.next(self.autoencoder)
 
+    @card(type="blank", id="progress")
     @step
     def autoencoder(self) -> None:
-        """Train the autoencoder."""
-        self.autoencoder_summary = _run(self, "autoencoder")
+        """The AutoencoderKL."""
+        self.autoencoder_summary = run_pretraining(self, "autoencoder")
         self.next(self.unet)
 
+    @card(type="blank", id="progress")
     @step
     def unet(self) -> None:
-        """Train the eps-prediction UNet and write the base."""
-        self.unet_summary = _run(self, "unet")
+        """The eps-prediction UNet."""
+        self.unet_summary = run_pretraining(self, "unet")
         self.next(self.openclip_measure)
 
+    @card(type="blank", id="progress")
     @step
     def openclip_measure(self) -> None:
-        """Train the OpenCLIP model that only measures."""
-        self.measure = _run(self, "openclip_measure")
+        """The evaluator that only measures."""
+        self.openclip_measure_summary = run_pretraining(self, "openclip_measure")
         self.next(self.velocity_warm_start)
 
+    @card(type="blank", id="progress")
     @step
     def velocity_warm_start(self) -> None:
-        """Fine-tune the base to v-prediction."""
-        self.velocity = _run(self, "velocity_warm_start")
+        """velocity_finetuning, longer than a default run can."""
+        self.velocity_summary = run_pretraining(self, "velocity_warm_start")
         self.next(self.robust_warm_start)
 
+    @card(type="blank", id="progress")
     @step
     def robust_warm_start(self) -> None:
-        """Train the v model with blocks skipped at random."""
-        self.robust = _run(self, "robust_warm_start")
+        """robust_training, longer than a default run can."""
+        self.robust_summary = run_pretraining(self, "robust_warm_start")
+        self.next(self.model_cards)
+
+    @step
+    def model_cards(self) -> None:
+        """Curves, pictures and numbers beside the weights."""
+        self.cards = run_pretraining(self, "model_cards")
         self.next(self.end)
 
     @step
     def end(self) -> None:
-        """Write the model cards."""
-        self.cards = _run(self, "model_cards")
-        print(f"model cards: {', '.join(self.cards['cards'])}")
-
-
-def _run(flow: Any, stage: str) -> dict[str, Any]:
-    """The summary of one stage."""
-    from artifacts_schema.pretraining import PretrainingConfig
-    from steps.context import TerminalProgress
-    from steps.pretraining.stages import Pretraining
-
-    config = PretrainingConfig.model_validate(flow.config.to_dict())
-    return Pretraining(config, TerminalProgress()).run(stage)
+        """Say where everything is."""
+        print(f"assets written to {PROJECT_ROOT / self.config.output}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config, load_config_file
+from artifacts_schema.pretraining import load_pretraining_config
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "pretrain")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -49,3 +51,10 @@ def test_step_counts_must_halve() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SnapFusionConfig().run.seed = 3  # type: ignore[misc]
+
+
+def test_pretraining_configuration() -> None:
+    text = (FOLDER / "pretrain.toml").read_text()
+    assert load_pretraining_config(text).unet.training.iterations > 0
+    with pytest.raises(InvalidConfig, match=r"'unet\.width'"):
+        load_pretraining_config(text.replace("[unet]", "[unet]\nwidth = 3"))

@@ -1,0 +1,1 @@
+"""Architecture evolution: budget and actions, probes, state of the rounds."""

@@ -1,0 +1,76 @@
+"""Comparisons: paired, honest about n, and refused for unlike protocols."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from artifacts_schema.base import Interval
+from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint
+from steps.errors import EvaluationError
+from steps.evaluation.compare import UNDECIDED, compare, verdict
+from steps.store import LocalStore
+
+SOME = Interval(value=0.0, low=-1.0, high=1.0, n=32)
+
+
+def record(store: LocalStore, variant: str, clip: torch.Tensor, **protocol: object) -> EvaluationRecord:
+    count = len(clip)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        "images": torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
+        "features": torch.randn(count, 8, generator=generator),
+        "clip": clip,
+        "caption": torch.arange(count),
+    }
+    point = GuidancePoint(
+        guidance_scale=3.0,
+        kernel_distance=SOME,
+        frechet_distance=1.0,
+        clip_score=SOME,
+        retrieval_top1=SOME,
+        retrieval_candidates=100,
+        images=store.put_bytes(save(tensors)),
+        grid=store.put_bytes(b"png"),
+    )
+    return EvaluationRecord(
+        stage="evaluation", variant=variant, title=variant, sampler="ddim", steps=8, points=(point,), real=point,
+        pictures=count, captions=("a",), protocol={"noise_seed": 1, "split": "test", **protocol},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
+def test_a_paired_difference_is_decided_where_an_unpaired_one_would_not_be(store: LocalStore) -> None:
+    spread = torch.linspace(-1.0, 1.0, 32)
+    found = compare(store, record(store, "a", spread), record(store, "b", spread + 0.05), 3.0)
+    assert found.clip_difference.value == pytest.approx(0.05)
+    assert found.clip_verdict == "better"
+    assert found.distance_verdict == UNDECIDED
+
+
+def test_noise_is_not_decidable(store: LocalStore) -> None:
+    noise = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    found = compare(store, record(store, "a", torch.zeros(32)), record(store, "b", noise - noise.mean()), 3.0)
+    assert found.clip_verdict == UNDECIDED
+
+
+def test_unlike_protocols_are_refused_with_the_difference(store: LocalStore) -> None:
+    first, second = record(store, "a", torch.zeros(8)), record(store, "b", torch.zeros(8), split="validation")
+    with pytest.raises(EvaluationError, match="split: 'test' and 'validation'"):
+        compare(store, first, second, 3.0)
+
+
+def test_unknown_guidance_scale_names_the_known_ones(store: LocalStore) -> None:
+    with pytest.raises(EvaluationError, match="only at 3"):
+        compare(store, record(store, "a", torch.zeros(8)), record(store, "b", torch.zeros(8)), 7.5)
+
+
+def test_verdicts() -> None:
+    better = Interval(value=-1, low=-2, high=-0.5, n=9)
+    assert verdict(better, better_when="lower") == "better"
+    assert verdict(better, better_when="higher") == "worse"
