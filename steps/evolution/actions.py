@@ -118,7 +118,7 @@ def _removal(
 def _copy(
     spec: ArchitectureSpec, scores: Sequence[UnitScore], budget: Budget, *, done: set[str]
 ) -> tuple[ArchitectureSpec, EvolutionAction] | None:
-    """Copy of the most valuable block that fits the budget and has no copy of this round; not of worthless ones."""
+    """Copy of the most valuable block that fits the budget and was not copied this round; none of value 0."""
     allowed = copyable_blocks(spec, budget.unet_config)
     for score in sorted(scores, key=lambda score: -score.value):
         # A pair is copied by its down ResNet: the up ResNet takes a skip and cannot be.
