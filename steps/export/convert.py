@@ -5,6 +5,7 @@ import json
 import logging
 import resource
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -112,8 +113,8 @@ def _trace(wrapper: nn.Module, contract: Contract) -> Any:
 
 def _convert(component: Component, traced: Any, contract: Contract, target: str) -> Any:
     inputs, outputs = contract
-    try:
-        with _known_warnings():
+    with _known_warnings():
+        try:
             return ct.convert(
                 traced,
                 convert_to="mlprogram",
@@ -123,11 +124,13 @@ def _convert(component: Component, traced: Any, contract: Contract, target: str)
                 compute_precision=ct.transform.FP16ComputePrecision(op_selector=may_be_float16),
                 skip_model_load=True,
             )
-    # coremltools raises whatever its frontend meets; the message is all that tells these failures apart.
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AssertionError) as error:
-        raise ExportError(
-            f"{component}: coremltools {ct.__version__} could not convert it: {error}"
-        ) from error
+        # coremltools raises whatever its frontend meets; only the message tells these failures apart.
+        except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AssertionError) as error:
+            # The frames hold the half-converted model and its scratch folder.
+            traceback.clear_frames(error.__traceback__)
+            raise ExportError(
+                f"{component}: coremltools {ct.__version__} could not convert it: {error}"
+            ) from error
 
 
 @contextmanager
@@ -136,9 +139,11 @@ def _known_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         # Shapes become constants, which is what an exported model of fixed shapes wants.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        # coremltools converts CLIP from torch.jit only; torch.jit reads every property of a module, old ones too.
+        # coremltools converts CLIP from torch.jit only, which reads every property of a module.
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # CLIP's mask is float32's lowest number; in float16 coremltools makes it a finite one.
+        warnings.filterwarnings("ignore", message="overflow encountered in cast", category=RuntimeWarning)
         # coremltools leaves the removal of its scratch folder to the garbage collector.
         warnings.filterwarnings("ignore", message="Implicitly cleaning up", category=ResourceWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"coremltools\.")
