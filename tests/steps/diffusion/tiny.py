@@ -28,15 +28,18 @@ def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
 
 
 def tiny_vae(
-    block_out_channels: tuple[int, ...] = (8, 16), norm_num_groups: int = 4, seed: int = 0
+    block_out_channels: tuple[int, ...] = (8, 16),
+    norm_num_groups: int = 4,
+    mid_block_add_attention: bool = True,
 ) -> AutoencoderKL:
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=block_out_channels,
         down_block_types=("DownEncoderBlock2D",) * len(block_out_channels),
         up_block_types=("UpDecoderBlock2D",) * len(block_out_channels),
         layers_per_block=1,
         norm_num_groups=norm_num_groups,
+        mid_block_add_attention=mid_block_add_attention,
         sample_size=16,
         scaling_factor=0.5,
         force_upcast=False,
