@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steps.randomness import keyed_normal
+from steps.randomness import keyed_normal, keyed_uniform
 
 
 class TinyData:
@@ -32,6 +32,13 @@ class TinyData:
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         """(n, 7, 12)."""
         return self._text[indices]
+
+    def training_embeddings(
+        self, split: str, indices: Tensor, *, seed: int, iteration: int, drop_probability: float
+    ) -> Tensor:
+        """(n, 7, 12), some of them of the empty caption."""
+        draws = keyed_uniform(0.0, 1.0, seed=seed, name="drop", iteration=iteration, indices=indices)
+        return torch.where((draws < drop_probability)[:, None, None], 0.0, self._text[indices])
 
     def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         """(n, 4, 16, 16) with a little keyed noise."""

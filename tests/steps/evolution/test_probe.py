@@ -21,7 +21,7 @@ def test_value_is_the_mean_difference_over_the_latency() -> None:
     score = unit_score(UNIT, [0.4, 0.5, 0.6], [0.3, 0.3, 0.4], latency=2.0)
     assert score.difference == pytest.approx((0.1 + 0.2 + 0.2) / 3)
     # standard deviation of (0.1, 0.2, 0.2) is 0.057735, over sqrt(3)
-    assert score.standard_error == pytest.approx(0.0333333)
+    assert score.standard_error == pytest.approx(1 / 30)
     assert score.value == pytest.approx(score.difference / 2.0)
 
 

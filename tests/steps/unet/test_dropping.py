@@ -22,10 +22,10 @@ def test_probability_rises_linearly_and_stays() -> None:
 
 def test_masks_depend_on_iteration_and_seed_alone() -> None:
     units = list_units(EvolvedUNet.from_unet(tiny_unet()).spec, TINY_CONFIG)
-    masks = [draw_skipped(units, 0.1, seed=1, iteration=i) for i in range(300)]
-    assert masks == [draw_skipped(units, 0.1, seed=1, iteration=i) for i in range(300)]
-    assert masks != [draw_skipped(units, 0.1, seed=2, iteration=i) for i in range(300)]
-    assert sum(map(len, masks)) / (300 * len(units)) == pytest.approx(0.1, abs=0.01)
+    masks = [draw_skipped(units, 0.1, seed=1, iteration=i) for i in range(60)]
+    assert masks == [draw_skipped(units, 0.1, seed=1, iteration=i) for i in range(60)]
+    assert masks != [draw_skipped(units, 0.1, seed=2, iteration=i) for i in range(60)]
+    assert sum(map(len, masks)) / (60 * len(units)) == pytest.approx(0.1, abs=0.02)
     assert draw_skipped(units, 0.0, seed=1, iteration=0) == []
     assert draw_skipped(units, 1.0, seed=1, iteration=0) == [unit.id for unit in units]
 
