@@ -121,5 +121,7 @@ class Record(Frozen):
         payload: Mapping[str, Any] = json.loads(text)
         found = (payload.get("schema"), payload.get("version"))
         if found != (cls.schema_name, cls.schema_version):
-            raise ValueError(f"expected {cls.schema_name} version {cls.schema_version}, found {found[0]} {found[1]}")
+            raise ValueError(
+                f"expected {cls.schema_name} version {cls.schema_version}, found {found[0]} {found[1]}"
+            )
         return cls.model_validate({k: v for k, v in payload.items() if k not in ("schema", "version")})

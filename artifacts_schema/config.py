@@ -95,7 +95,9 @@ class LatencyProfileConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "LatencyProfileConfig":
         if self.table is None and self.backend in ("ort-cpu", "device"):
-            raise ValueError(f"table must name a JSON file when backend is '{self.backend}'; it is not measured here")
+            raise ValueError(
+                f"table must name a JSON file when backend is '{self.backend}'; it is not measured here"
+            )
         return self
 
 
@@ -140,7 +142,9 @@ class StepDistillationConfig(Frozen):
     cfg_range: tuple[Positive, Positive] = (2.0, 14.0)  # P section 4
     gamma: Annotated[float, Field(ge=0.0)] = 0.2  # P section 5.2, dynamic
     caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
-    validation_captions: Annotated[int, Field(ge=0)] = 8  # student against teacher, before and after; 0: not measured
+    validation_captions: Annotated[int, Field(ge=0)] = (
+        8  # student against teacher, before and after; 0: not measured
+    )
     validation_guidance_scale: Positive = 3.0  # ours
 
     @model_validator(mode="after")
@@ -198,7 +202,11 @@ class CoremlExportConfig(Frozen):
     minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
     attention: Literal["original", "split_einsum"] = "original"
     batch_size: Literal[1, 2] = 2  # 2: guided in one call
-    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = ("text_encoder", "unet", "vae_decoder")
+    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = (
+        "text_encoder",
+        "unet",
+        "vae_decoder",
+    )
     guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
 
 
@@ -206,7 +214,9 @@ class ReportConfig(Frozen):
     """`report`."""
 
     compare_to: tuple[str, ...] = ()  # run ids whose reports are set beside this one
-    output: str = ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
+    output: str = (
+        ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
+    )
 
 
 class SnapFusionConfig(Frozen):

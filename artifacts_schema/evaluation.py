@@ -22,7 +22,9 @@ class GuidancePoint(Frozen):
     clip_score: Interval
     retrieval_top1: Interval
     retrieval_candidates: int
-    images: ObjectRef  # safetensors: "images" uint8 (n, 3, H, W), "features" (n, d), "clip" (n,), "caption" (n,)
+    images: (
+        ObjectRef  # safetensors: "images" uint8 (n, 3, H, W), "features" (n, d), "clip" (n,), "caption" (n,)
+    )
     grid: ObjectRef  # PNG
 
 

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from artifacts_schema.base import Frozen
-from artifacts_schema.config import Count, Fraction, InvalidConfig, RobustTrainingConfig, TrainingConfig, VelocityFinetuningConfig
+from artifacts_schema.config import (
+    Count,
+    Fraction,
+    InvalidConfig,
+    RobustTrainingConfig,
+    TrainingConfig,
+    VelocityFinetuningConfig,
+)
 
 
 class ClipModelConfig(Frozen):

@@ -10,7 +10,7 @@ The run is the newest one with a report, or the one named with --run (a run id a
 import sys
 from pathlib import Path
 
-from flows.environment import PROJECT_ROOT, prepare_paths
+from flows.environment import WORK_ROOT, prepare_paths
 
 _CALLED_FROM = Path.cwd()
 prepare_paths()
@@ -26,11 +26,17 @@ from steps.store import Store, open_store
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("prompt")
     parser.add_argument("--run", help="run id; default: the newest run with a report")
-    parser.add_argument("--model", choices=MODELS, default="student", help="default: student, the one that ships")
-    parser.add_argument("--steps", type=int, help="default: 50 for the base, what it was distilled to for the others")
+    parser.add_argument(
+        "--model", choices=MODELS, default="student", help="default: student, the one that ships"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="default: 50 for the base, what it was distilled to for the others"
+    )
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
@@ -43,7 +49,9 @@ def find_report(store: Store, run_id: str | None) -> RunReport:
     """The named run's report, or the newest. Raises SnapFusionError naming the runs that are there."""
     keys = store.list_documents("reports/")
     if not keys:
-        raise SnapFusionError(f"no finished run in the store {store.root}; run the flow first, or name its --store")
+        raise SnapFusionError(
+            f"no finished run in the store {store.root}; run the flow first, or name its --store"
+        )
     newest = max(keys, key=lambda key: int(key.rsplit("/", 1)[1]) if key.rsplit("/", 1)[1].isdigit() else 0)
     key = newest if run_id is None else f"reports/{run_id}"
     text = store.get_document(key)
@@ -57,7 +65,7 @@ def main() -> int:
     """Parse, draw, say where the picture is."""
     arguments = build_parser().parse_args()
     try:
-        store = open_store(StoreConfig(root=arguments.store), PROJECT_ROOT)
+        store = open_store(StoreConfig(root=arguments.store), WORK_ROOT)
         report = find_report(store, arguments.run)
         request = DrawRequest(
             prompt=arguments.prompt,

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.
+WORK_ROOT = Path(os.environ.get("SNAPFUSION_HOME", PROJECT_ROOT)).resolve()
 CORES_PER_TASK = 4
 
 
@@ -36,7 +38,8 @@ def prepare_paths() -> None:
     if str(PROJECT_ROOT) not in search.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), search)))
     if (PROJECT_ROOT / "pyproject.toml").is_file():
-        os.chdir(PROJECT_ROOT)
+        WORK_ROOT.mkdir(parents=True, exist_ok=True)
+        os.chdir(WORK_ROOT)
 
 
 def _user_name() -> str:
@@ -73,5 +76,10 @@ def with_max_workers(arguments: list[str], cores: int) -> list[str]:
     for command in ("run", "resume"):
         if command in arguments and "--max-workers" not in arguments:
             position = arguments.index(command)
-            return [*arguments[: position + 1], "--max-workers", str(max_workers(cores)), *arguments[position + 1 :]]
+            return [
+                *arguments[: position + 1],
+                "--max-workers",
+                str(max_workers(cores)),
+                *arguments[position + 1 :],
+            ]
     return list(arguments)

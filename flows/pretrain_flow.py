@@ -15,8 +15,8 @@ from typing import Any
 
 from metaflow import Config, FlowSpec, card, step
 
-from flows.runtime import CardProgress, configure_logging
 from flows.config import parse_pretraining
+from flows.runtime import CardProgress, configure_logging
 
 
 def run_pretraining(flow: Any, stage: str) -> dict[str, Any]:
@@ -37,7 +37,10 @@ class PretrainFlow(FlowSpec):
     """Tokenizer, OpenCLIP models, autoencoder, UNet, warm starts, model cards."""
 
     config = Config(
-        "config", default=str(PROJECT_ROOT / "configs" / "pretrain.toml"), parser=parse_pretraining, help="TOML file"
+        "config",
+        default=str(PROJECT_ROOT / "configs" / "pretrain.toml"),
+        parser=parse_pretraining,
+        help="TOML file",
     )
 
     @card(type="blank", id="progress")

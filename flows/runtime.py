@@ -21,21 +21,32 @@ from metaflow.cards import Markdown, ProgressBar
 from artifacts_schema.base import Provenance, Record, content_hash
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
-from flows.environment import PROJECT_ROOT, usable_cores
+from flows.environment import WORK_ROOT, usable_cores
 from steps.stage_versions import stage_version
 from steps.store import Store, open_store
 from steps.store.cache import CacheResult, StageKey, cached_stage
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "coremltools", "open_clip_torch", "metaflow", "numpy")
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "coremltools",
+    "open_clip_torch",
+    "metaflow",
+    "numpy",
+)
 
 
 def configure_logging() -> None:
     """One line per event on standard error, for this process."""
     logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "botocore", "coremltools", "matplotlib"):
+    for noisy in ("httpx", "urllib3", "botocore", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # coremltools warns at every import that this is no Mac.
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 
 def read_config(flow: Any) -> SnapFusionConfig:
@@ -56,7 +67,7 @@ def unpack(artifact: Mapping[str, Any]) -> Any:
 
 def store_of(config: SnapFusionConfig) -> Store:
     """The run's store."""
-    return open_store(config.store, PROJECT_ROOT)
+    return open_store(config.store, WORK_ROOT)
 
 
 class CardProgress:
@@ -123,19 +134,27 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
     name = f"{stage} {label}".strip()
     print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
     current.card["progress"].append(
-        Markdown(f"**{name}** · cache {result.reason} · key `{key.sha256[:12]}` · "
-                 f"{result.record.provenance.wall_time_s:.1f} s when it ran")
+        Markdown(
+            f"**{name}** · cache {result.reason} · key `{key.sha256[:12]}` · "
+            f"{result.record.provenance.wall_time_s:.1f} s when it ran"
+        )
     )
     return result
 
 
 def _execute(
-    stage: str, label: str, key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store
+    stage: str,
+    label: str,
+    key: StageKey,
+    work: Callable[[Any], Record],
+    config: SnapFusionConfig,
+    store: Store,
 ) -> Record:
     """Run the stage and add where, when and how it ran."""
-    from steps.context import StageContext, configure_torch, select_device
+    from steps.context import StageContext, configure_torch, quiet_libraries, select_device
     from steps.randomness import spawn
 
+    quiet_libraries()
     threads = configure_torch(config.compute)
     context = StageContext(
         stage=stage,
@@ -165,7 +184,9 @@ def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         model = names[0] if names else model
     accelerator = ""
     if config.latency_profile.backend == "torch-cuda":
@@ -182,8 +203,7 @@ def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
 
 def output_folder(config: SnapFusionConfig) -> Path:
     """Where this run puts what a person wants to open: bundle, report and pictures."""
-    return PROJECT_ROOT / config.report.output / str(current.run_id)
-
+    return WORK_ROOT / config.report.output / str(current.run_id)
 
 
 def inputs_hash(values: Any) -> str:

@@ -24,7 +24,9 @@ from flows.runtime import pack, read_config, unpack
 DEFAULT_CONFIG = str(PROJECT_ROOT / "configs" / "openmoji.toml")
 
 
-@package_sources(["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"])
+@package_sources(
+    ["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"]
+)
 class SnapFusionFlow(FlowSpec):
     """The whole method, one stage per step."""
 
@@ -55,7 +57,9 @@ class SnapFusionFlow(FlowSpec):
     @step
     def robust_training(self) -> None:
         """Train with blocks skipped at random."""
-        self.robust = pack(stages.robust_training(read_config(self), unpack(self.plan), unpack(self.velocity)))
+        self.robust = pack(
+            stages.robust_training(read_config(self), unpack(self.plan), unpack(self.velocity))
+        )
         self.next(self.architecture_evolution)
 
     @card(type="blank", id="progress")
@@ -82,7 +86,9 @@ class SnapFusionFlow(FlowSpec):
     @step
     def teacher_16(self) -> None:
         """Distil the full UNet from its own 32 steps to 16, CFG-aware."""
-        self.teacher_16_record = pack(stages.teacher_16(read_config(self), unpack(self.plan), unpack(self.velocity)))
+        self.teacher_16_record = pack(
+            stages.teacher_16(read_config(self), unpack(self.plan), unpack(self.velocity))
+        )
         self.next(self.distillation_inputs)
 
     @card(type="blank", id="progress")
@@ -104,7 +110,10 @@ class SnapFusionFlow(FlowSpec):
         """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
         self.student_8_record = pack(
             stages.student_8(
-                read_config(self), unpack(self.plan), unpack(self.teacher_16_record), unpack(self.student_16_record)
+                read_config(self),
+                unpack(self.plan),
+                unpack(self.teacher_16_record),
+                unpack(self.student_16_record),
             )
         )
         self.next(self.plan_evaluation, self.plan_export)
@@ -119,7 +128,9 @@ class SnapFusionFlow(FlowSpec):
     @step
     def evaluation(self) -> None:
         """Generate and measure one variant."""
-        self.evaluation_record = pack(stages.evaluation(read_config(self), stages.Records.of(self), self.input))
+        self.evaluation_record = pack(
+            stages.evaluation(read_config(self), stages.Records.of(self), self.input)
+        )
         self.next(self.evaluation_summary)
 
     @step
@@ -139,7 +150,9 @@ class SnapFusionFlow(FlowSpec):
     @step
     def coreml_export(self) -> None:
         """Convert one component to Core ML."""
-        self.component_report = pack(stages.coreml_export(read_config(self), stages.Records.of(self), self.input))
+        self.component_report = pack(
+            stages.coreml_export(read_config(self), stages.Records.of(self), self.input)
+        )
         self.next(self.bundle)
 
     @step
@@ -148,7 +161,9 @@ class SnapFusionFlow(FlowSpec):
         self.component_reports = [item.component_report for item in inputs]
         self.merge_artifacts(inputs, exclude=["component_report"])
         self.manifest = pack(
-            stages.bundle(read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports])
+            stages.bundle(
+                read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports]
+            )
         )
         self.next(self.report)
 

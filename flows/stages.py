@@ -19,8 +19,16 @@ from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
-from flows.environment import PROJECT_ROOT
-from flows.runtime import inputs_hash, machine_identity, output_folder, plain_context, run_stage, store_of, unpack
+from flows.environment import PROJECT_ROOT, WORK_ROOT
+from flows.runtime import (
+    inputs_hash,
+    machine_identity,
+    output_folder,
+    plain_context,
+    run_stage,
+    store_of,
+    unpack,
+)
 from steps.errors import ConfigError
 
 
@@ -100,7 +108,11 @@ def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingReco
 
         inputs = StageInputs(plan, context)
         return run(
-            inputs.base, inputs.data, config.velocity_finetuning, context, warm_start=inputs.folder("velocity_warm_start")
+            inputs.base,
+            inputs.data,
+            config.velocity_finetuning,
+            context,
+            warm_start=inputs.folder("velocity_warm_start"),
         )
 
     return run_stage(
@@ -121,7 +133,11 @@ def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingR
 
         inputs = StageInputs(plan, context)
         return run(
-            inputs.base, velocity.weights, inputs.data, config.robust_training, context,
+            inputs.base,
+            velocity.weights,
+            inputs.data,
+            config.robust_training,
+            context,
             warm_start=inputs.folder("robust_warm_start"),
         )
 
@@ -145,7 +161,13 @@ def architecture_evolution(
 
         inputs = StageInputs(plan, context)
         return run(
-            inputs.base, robust.weights, table, inputs.data, inputs.signal_clip, config.architecture_evolution, context
+            inputs.base,
+            robust.weights,
+            table,
+            inputs.data,
+            inputs.signal_clip,
+            config.architecture_evolution,
+            context,
         )
 
     return run_stage(
@@ -153,20 +175,29 @@ def architecture_evolution(
         work,
         config=config,
         sections=["architecture_evolution"],
-        inputs=[robust.weights.identity(), table.identity(), plan.data.identity(), _identity(plan.signal_clip)],
+        inputs=[
+            robust.weights.identity(),
+            table.identity(),
+            plan.data.identity(),
+            _identity(plan.signal_clip),
+        ],
     ).record
 
 
 def teacher_16(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord) -> TrainingRecord:
     """The full UNet on half of its own grid."""
     steps = config.step_distillation.intermediate_steps
-    return _step_distillation("teacher_16", config, plan, velocity.weights, velocity.weights, steps, cfg_aware=True)
+    return _step_distillation(
+        "teacher_16", config, plan, velocity.weights, velocity.weights, steps, cfg_aware=True
+    )
 
 
 def student_16(config: SnapFusionConfig, plan: RunPlan, evolution: EvolutionRecord) -> TrainingRecord:
     """The evolved UNet on half of its own grid, vanilla loss."""
     steps = config.step_distillation.intermediate_steps
-    return _step_distillation("student_16", config, plan, evolution.weights, evolution.weights, steps, cfg_aware=False)
+    return _step_distillation(
+        "student_16", config, plan, evolution.weights, evolution.weights, steps, cfg_aware=False
+    )
 
 
 def student_8(
@@ -174,11 +205,20 @@ def student_8(
 ) -> TrainingRecord:
     """From the intermediate grid to the final one; the teacher is the full UNet."""
     steps = config.step_distillation.final_steps
-    return _step_distillation("student_8", config, plan, teacher.weights, student.weights, steps, cfg_aware=True)
+    return _step_distillation(
+        "student_8", config, plan, teacher.weights, student.weights, steps, cfg_aware=True
+    )
 
 
 def _step_distillation(
-    stage: str, config: SnapFusionConfig, plan: RunPlan, teacher: Any, student: Any, steps: int, *, cfg_aware: bool
+    stage: str,
+    config: SnapFusionConfig,
+    plan: RunPlan,
+    teacher: Any,
+    student: Any,
+    steps: int,
+    *,
+    cfg_aware: bool,
 ) -> TrainingRecord:
     def work(context: Any) -> Record:
         from steps.inputs import StageInputs
@@ -186,8 +226,15 @@ def _step_distillation(
 
         inputs = StageInputs(plan, context)
         return run(
-            inputs.base, teacher, student, inputs.data, config.step_distillation, getattr(config, stage), context,
-            student_steps=steps, cfg_aware=cfg_aware,
+            inputs.base,
+            teacher,
+            student,
+            inputs.data,
+            config.step_distillation,
+            getattr(config, stage),
+            context,
+            student_steps=steps,
+            cfg_aware=cfg_aware,
         )
 
     return run_stage(
@@ -247,7 +294,12 @@ def evaluation(config: SnapFusionConfig, records: Records, variant: str) -> Eval
     inputs.append(unet.weights.identity() if unet else "base")
     inputs.append(records.decoder.weights.identity() if variant.endswith("small_decoder") else "base")
     return run_stage(
-        "evaluation", work, config=config, sections=["evaluation", "step_distillation"], inputs=inputs, label=variant
+        "evaluation",
+        work,
+        config=config,
+        sections=["evaluation", "step_distillation"],
+        inputs=inputs,
+        label=variant,
     ).record
 
 
@@ -315,7 +367,9 @@ def bundle(config: SnapFusionConfig, records: Records, reports: Sequence[Compone
 
 def bundle_folder(reports: Sequence[ComponentReport]) -> Path:
     """A bundle's folder carries the hash of its components: two runs with the same result share it."""
-    return PROJECT_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
+    return (
+        WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
+    )
 
 
 def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
@@ -335,7 +389,11 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         "student_8": records.student_8,
         "decoder_distillation": records.decoder,
     }
-    everything: dict[str, Record] = {"start": records.plan, "latency_profile": records.latency_table, **trainings}
+    everything: dict[str, Record] = {
+        "start": records.plan,
+        "latency_profile": records.latency_table,
+        **trainings,
+    }
     everything |= {"architecture_evolution": records.evolution}
     everything |= {f"evaluation {item.variant}": item for item in evaluations}
     everything |= {f"coreml_export {item.component}": item for item in components}
@@ -352,7 +410,12 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         previous=previous_reports(config, store),
     )
     result, page = run(
-        config, page_records, everything, store, bundle=bundle_folder(components), output=output_folder(config)
+        config,
+        page_records,
+        everything,
+        store,
+        bundle=bundle_folder(components),
+        output=output_folder(config),
     )
     render(card, page)
     return result
@@ -364,8 +427,12 @@ def previous_reports(config: SnapFusionConfig, store: Any) -> list[dict[str, Any
     for run_id in config.report.compare_to:
         text = store.get_document(f"reports/{run_id}")
         if text is None:
-            known = ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
-            raise ConfigError(f"report.compare_to names run {run_id}, which has no report in the store; known: {known}")
+            known = (
+                ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
+            )
+            raise ConfigError(
+                f"report.compare_to names run {run_id}, which has no report in the store; known: {known}"
+            )
         found.append({"name": run_id, "headline": json.loads(text)["headline"]})
     return found
 
@@ -375,7 +442,9 @@ def end(result: RunReport, run_id: str) -> None:
     folder = Path(result.folder)
     seconds = sum(stage.wall_time_s for stage in result.stages)
     peak = max((stage.peak_memory_bytes for stage in result.stages), default=0)
-    print(f"\n{result.name}: {'; '.join(result.labels)}")
+    print(f"\nrun {result.name}")
+    for label in result.labels:
+        print(f"  ({label})")
     for name, value in result.headline.items():
         print(f"  {name:52s} {value:.4g}")
     print(f"\nstages   {seconds:.0f} s of stage time, {peak / 2**30:.2f} GiB at most in one stage")

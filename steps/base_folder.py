@@ -20,7 +20,9 @@ def check_base_folder(path: Path) -> None:
         )
     for name in COMPONENTS:
         if not (path / name).is_dir():
-            raise BaseModelError(f"the base {path} lacks the component '{name}' ({path / name} is not a folder)")
+            raise BaseModelError(
+                f"the base {path} lacks the component '{name}' ({path / name} is not a folder)"
+            )
     for file in sorted(path.rglob("*")):
         if file.suffix in _PICKLES:
             raise BaseModelError(

@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -44,7 +44,7 @@ class TerminalProgress:
     """A tqdm bar on standard error."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[int] | None = None
+        self._bar: Any = None
 
     def start(self, description: str, total: int) -> None:
         """See Progress."""
@@ -103,3 +103,12 @@ def configure_torch(compute: ComputeConfig) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=False)
     return threads
+
+
+def quiet_libraries() -> None:
+    """Switch off the loading bars of diffusers and transformers: models here are small, their bars only noise."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -40,7 +40,9 @@ def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
     if not request.prompt.strip():
         raise SnapFusionError("expected a prompt, found an empty one")
     if request.count < 1 or (request.steps is not None and request.steps < 1):
-        raise SnapFusionError(f"count and steps must be at least 1, found {request.count} and {request.steps}")
+        raise SnapFusionError(
+            f"count and steps must be at least 1, found {request.count} and {request.steps}"
+        )
     config = parse_config(report.config)
     plan: RunPlan = record_of(store, report, "start")
     context = StageContext(stage="draw", store=store, work=store.work_folder("draw"), seed=request.seed)

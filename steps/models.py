@@ -52,13 +52,14 @@ class BaseModel:
     @property
     def image_size(self) -> int:
         """Side of a decoded picture in pixels."""
-        return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * factor
 
 
 def load_base(path: Path) -> BaseModel:
     """Load and check every component in float32, evaluation mode. Raises BaseModelError with the file at fault."""
     check_base_folder(path)
-    arguments = {"use_safetensors": True, "local_files_only": True}
+    arguments: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
         unet = UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=torch.float32, **arguments)
         vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, **arguments)
@@ -78,7 +79,9 @@ def load_base(path: Path) -> BaseModel:
     return BaseModel(path, unet, vae, text, tokenizer, scheduler, cast(PredictionType, prediction))
 
 
-def _check_text(path: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel) -> None:
+def _check_text(
+    path: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> None:
     """A tokenizer that does not fit its text encoder trains and draws nonsense without any error."""
     config = text.config
     if len(tokenizer) > config.vocab_size:

@@ -15,6 +15,7 @@ from artifacts_schema.plan import RunPlan
 from steps.base_folder import check_base_folder, folder_identity
 from steps.context import StageContext
 from steps.data.prepared import prepare_data
+from steps.data.webdataset import expand_shards
 from steps.errors import ConfigError, DiskFullError
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
@@ -37,9 +38,10 @@ def input_identities(config: SnapFusionConfig, project_root: Path) -> tuple[str,
     identities = [MICRO if config.base.path == MICRO else folder_identity(_base_folder(config, project_root))]
     for path in _other_folders(config, project_root).values():
         identities.append(folder_identity(path) if path is not None else "")
-    for shard in config.data.shards:
-        stat = (project_root / shard).stat() if (project_root / shard).is_file() else None
-        identities.append(f"{shard}:{stat.st_size}:{stat.st_mtime_ns}" if stat else shard)
+    if config.data.source == "webdataset":
+        for shard in expand_shards(config.data.shards, project_root):
+            stat = shard.stat()
+            identities.append(f"{shard.name}:{stat.st_size}:{stat.st_mtime_ns}")
     return tuple(identities)
 
 
@@ -51,7 +53,9 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     _check_disk(config, base, Path(context.store.root))
     others = _other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
-    data = prepare_data(base, config.data, context.store, progress=context.progress, project_root=project_root)
+    data = prepare_data(
+        base, config.data, context.store, progress=context.progress, project_root=project_root
+    )
     return RunPlan(
         stage="start",
         config={name: getattr(config, name).model_dump(mode="json") for name in ("base", "data")},

@@ -37,9 +37,7 @@ def keyed_uniform(
     return low + (high - low) * torch.stack(rows) if rows else torch.empty(0)
 
 
-def keyed_integers(
-    low: int, high: int, *, seed: int, name: str, iteration: int, indices: Tensor
-) -> Tensor:
+def keyed_integers(low: int, high: int, *, seed: int, name: str, iteration: int, indices: Tensor) -> Tensor:
     """Uniform integers in [low, high), shape (n,), int64."""
     rows = [
         torch.randint(low, high, (), generator=_generator(seed, name, iteration, index))

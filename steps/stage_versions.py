@@ -100,9 +100,13 @@ def _drop_docstrings(tree: ast.Module) -> None:
 
 def main() -> None:
     """Command line: show, raise or keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--raise", dest="new", action="store_true", help="give every changed stage a new version")
+    choice.add_argument(
+        "--raise", dest="new", action="store_true", help="give every changed stage a new version"
+    )
     choice.add_argument("--keep", action="store_true", help="keep versions, accept the changed source")
     arguments = parser.parse_args()
     changed = changed_stages()

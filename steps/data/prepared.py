@@ -43,11 +43,11 @@ def prepare_data(
     Raises DataError for unusable shards, for too many unusable items and for a split without pictures.
     """
     size = config.image_size or base.image_size
-    source: Source
-    if config.source == "openmoji":
-        source = OpenMojiSource(size, config.limit)
-    else:
-        source = WebDatasetSource(config, project_root, size)
+    source: Source = (
+        OpenMojiSource(size, config.limit)
+        if config.source == "openmoji"
+        else WebDatasetSource(config, project_root, size)
+    )
     return prepare_source(base, source, store, progress=progress)
 
 

@@ -36,7 +36,9 @@ class ClipScorer:
         """Read a model folder. Raises EvaluationError naming what is missing."""
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise EvaluationError(f"expected an OpenCLIP model folder, but {folder / name} does not exist")
+                raise EvaluationError(
+                    f"expected an OpenCLIP model folder, but {folder / name} does not exist"
+                )
         config = json.loads((folder / CONFIG).read_text())
         model = build_clip(config["model_cfg"])
         model.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()}, strict=False)
@@ -50,7 +52,9 @@ class ClipScorer:
         for start in range(0, len(images), batch_size):
             x = images[start : start + batch_size].float() / 255.0
             if x.shape[-1] != self.size:
-                x = functional.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+                x = functional.interpolate(
+                    x, size=(self.size, self.size), mode="bicubic", antialias=True
+                ).clamp(0, 1)
             parts.append(self.model.encode_image((x - self._mean) / self._std, normalize=True))
         return torch.cat(parts)
 
@@ -66,7 +70,9 @@ class ClipScorer:
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Cosine (n,) of each picture with its own caption."""
         if len(images) != len(captions):
-            raise EvaluationError(f"expected one caption per picture, found {len(captions)} for {len(images)}")
+            raise EvaluationError(
+                f"expected one caption per picture, found {len(captions)} for {len(images)}"
+            )
         return (self.image_embeddings(images) * self.text_embeddings(captions)).sum(-1)
 
 
@@ -107,11 +113,18 @@ def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     return functional.normalize(pooled, dim=-1)
 
 
-def save_clip(model: CLIP, tokenizer_folder: Path, folder: Path, *, model_cfg: dict[str, Any], size: int) -> Path:
+def save_clip(
+    model: CLIP, tokenizer_folder: Path, folder: Path, *, model_cfg: dict[str, Any], size: int
+) -> Path:
     """Write a model folder in float16; pictures are normalised to [-1, 1]."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"size": size, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}, indent=2) + "\n")
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}, indent=2) + "\n"
+    )
+    save_file(
+        {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"},
+        folder / WEIGHTS,
+    )
     CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True).save_pretrained(folder)
     return folder

@@ -61,7 +61,9 @@ def _point(record: EvaluationRecord, guidance_scale: float) -> GuidancePoint:
         if point.guidance_scale == guidance_scale:
             return point
     known = ", ".join(f"{point.guidance_scale:g}" for point in record.points)
-    raise EvaluationError(f"{record.variant} was not evaluated at guidance scale {guidance_scale:g}, only at {known}")
+    raise EvaluationError(
+        f"{record.variant} was not evaluated at guidance scale {guidance_scale:g}, only at {known}"
+    )
 
 
 def _tensors(store: Store, point: GuidancePoint) -> dict[str, torch.Tensor]:

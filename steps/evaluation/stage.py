@@ -61,16 +61,26 @@ def variants(
         Variant("base_8", f"base, {few} steps", "ddim", few, None, prediction_type),
         Variant("base_8_dpm", f"base, {few} steps, DPM-Solver++", "dpm", few, None, prediction_type),
         Variant("teacher_16", f"teacher, {middle} steps", "ddim", middle, teacher, "v_prediction"),
-        Variant("student_16", f"student, {middle} steps", "ddim", middle, student_intermediate, "v_prediction"),
+        Variant(
+            "student_16", f"student, {middle} steps", "ddim", middle, student_intermediate, "v_prediction"
+        ),
         Variant("student_8", f"student, {few} steps", "ddim", few, student, "v_prediction"),
         Variant(
-            "student_8_small_decoder", f"student, {few} steps, small decoder", "ddim", few, student, "v_prediction", decoder
+            "student_8_small_decoder",
+            f"student, {few} steps, small decoder",
+            "ddim",
+            few,
+            student,
+            "v_prediction",
+            decoder,
         ),
     ]
     return {item.name: item for item in items}
 
 
-def run(variant: Variant, inputs: StageInputs, config: EvaluationConfig, context: StageContext) -> EvaluationRecord:
+def run(
+    variant: Variant, inputs: StageInputs, config: EvaluationConfig, context: StageContext
+) -> EvaluationRecord:
     """Draw `config.pictures` pictures per guidance scale and measure them. Seeds do not depend on the variant."""
     bench = _Bench(inputs, config, context)
     unet, decoder = _models(variant, inputs, context)
@@ -114,7 +124,9 @@ class _Bench:
         data = inputs.data
         size = data.size(config.split)
         if size < 4:
-            raise EvaluationError(f"the split {config.split!r} has {size} pictures; an evaluation needs at least 4")
+            raise EvaluationError(
+                f"the split {config.split!r} has {size} pictures; an evaluation needs at least 4"
+            )
         self.indices = epoch_indices(samples=size, start=0, count=config.pictures, seed=_NOISE_SEED)
         everything = data.captions(config.split)
         self.captions = [everything[index] for index in self.indices.tolist()]
@@ -127,7 +139,9 @@ class _Bench:
     def draw(self, unet: nn.Module, decoder: Any, variant: Variant, scale: float, *, done: int) -> Tensor:
         """uint8 pictures (n, 3, H, W) of one variant at one guidance scale."""
         base, numbers = self.inputs.base, torch.arange(self.config.pictures)
-        noise = keyed_normal(base.latent_shape, seed=_NOISE_SEED, name="evaluation", iteration=0, indices=numbers)
+        noise = keyed_normal(
+            base.latent_shape, seed=_NOISE_SEED, name="evaluation", iteration=0, indices=numbers
+        )
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(base.scheduler_config),
@@ -196,7 +210,9 @@ class _Bench:
 
     def _candidates(self, everything: list[str]) -> tuple[list[str], Tensor]:
         """Captions a picture must be told from: the split's first hundred different ones after shuffling."""
-        order = epoch_indices(samples=len(everything), start=0, count=len(everything), seed=spawn(_NOISE_SEED, "retrieval"))
+        order = epoch_indices(
+            samples=len(everything), start=0, count=len(everything), seed=spawn(_NOISE_SEED, "retrieval")
+        )
         names = list(dict.fromkeys(everything[i] for i in order.tolist()))[:RETRIEVAL_CANDIDATES]
         return names, self.clip.text_embeddings(names)
 

@@ -37,7 +37,13 @@ def new_autoencoder(config: AutoencoderConfig, *, image_size: int) -> Autoencode
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, train_set: Pictures, validation: Pictures, *, seed: int, folder: Path, progress: Progress
+    config: AutoencoderConfig,
+    train_set: Pictures,
+    validation: Pictures,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
 ) -> TrainingOutcome:
     """Train; the result's scaling factor makes the latents of the train split unit-variance."""
 
@@ -71,7 +77,9 @@ class AutoencoderLoss:
         x = shifted(normalised(self.pictures.images[batch.indices]), batch)
         posterior = vae.encode(x).latent_dist
         shape = tuple(posterior.mean.shape[1:])
-        noise = keyed_normal(shape, seed=batch.seed, name="z", iteration=batch.iteration, indices=batch.indices)
+        noise = keyed_normal(
+            shape, seed=batch.seed, name="z", iteration=batch.iteration, indices=batch.indices
+        )
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         mse, l1 = functional.mse_loss(y, x), (y - x).abs().mean()

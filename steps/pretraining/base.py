@@ -30,7 +30,9 @@ SCHEDULER = {
 """Stable Diffusion 1's scheduler configuration."""
 
 
-def new_unet(config: UNetConfig, *, latent_size: int, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+def new_unet(
+    config: UNetConfig, *, latent_size: int, latent_channels: int, text_width: int
+) -> UNet2DConditionModel:
     """Random weights from the configuration's own seed; Stable Diffusion 1's topology."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -49,10 +51,18 @@ def new_unet(config: UNetConfig, *, latent_size: int, latent_channels: int, text
 
 
 def train_unet(
-    config: UNetConfig, unet: UNet2DConditionModel, data: PreparedData, *, seed: int, folder: Path, progress: Progress
+    config: UNetConfig,
+    unet: UNet2DConditionModel,
+    data: PreparedData,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
 ) -> TrainingOutcome:
     """Plain eps prediction: mean squared error at t uniform over all timesteps, some captions left out."""
-    sampling = Sampling(data, NoiseSchedule.from_config(SCHEDULER), config.caption_dropout, torch.device("cpu"))
+    sampling = Sampling(
+        data, NoiseSchedule.from_config(SCHEDULER), config.caption_dropout, torch.device("cpu")
+    )
     return train(
         unet,
         NoiseLoss(sampling),

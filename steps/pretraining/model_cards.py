@@ -31,7 +31,9 @@ Captions are the English names of the PyPI package `emoji` (BSD-3-Clause).
 
 def write_model_cards(output: Path, work: Path, base: BaseModel, data: PreparedData) -> dict[str, Any]:
     """Write README.md, curves and pictures beside every shipped model; returns the numbers they state."""
-    summaries = {path.stem: json.loads(path.read_text()) for path in sorted((work / "summaries").glob("*.json"))}
+    summaries = {
+        path.stem: json.loads(path.read_text()) for path in sorted((work / "summaries").glob("*.json"))
+    }
     _base_card(output / "base", summaries, base, data)
     for name in ("openclip_signal", "openclip_measure"):
         if name in summaries:
@@ -47,8 +49,12 @@ def _base_card(folder: Path, summaries: Mapping[str, Any], base: BaseModel, data
     captions = _write_samples(folder / "samples.png", base, data)
     _write_reconstructions(folder / "reconstructions.png", base, data)
     _write_curve(folder / "curve_unet.png", unet["curve"], "loss", "UNet: eps mean squared error", skip=4)
-    _write_curve(folder / "curve_autoencoder.png", vae["curve"], "mse", "Autoencoder: mean squared error", skip=2)
-    (folder / "curves.json").write_text(json.dumps({"unet": unet["curve"], "autoencoder": vae["curve"]}) + "\n")
+    _write_curve(
+        folder / "curve_autoencoder.png", vae["curve"], "mse", "Autoencoder: mean squared error", skip=2
+    )
+    (folder / "curves.json").write_text(
+        json.dumps({"unet": unet["curve"], "autoencoder": vae["curve"]}) + "\n"
+    )
     training = unet["config"]["training"]
     (folder / "README.md").write_text(
         f"""# The embedded base: a Stable Diffusion in miniature
@@ -90,7 +96,11 @@ Reconstructions of test pictures by the autoencoder (above: real, below: decoded
 
 
 def _openclip_card(folder: Path, name: str, summary: Mapping[str, Any]) -> None:
-    role = "Guides decisions (evolution); its text tower is the base's." if name.endswith("signal") else "Only measures."
+    role = (
+        "Guides decisions (evolution); its text tower is the base's."
+        if name.endswith("signal")
+        else "Only measures."
+    )
     _write_curve(folder / "curve.png", summary["curve"], "loss", f"{name}: contrastive loss")
     config = summary["config"]
     (folder / "README.md").write_text(

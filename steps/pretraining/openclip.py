@@ -19,7 +19,9 @@ _EVALUATE_EVERY = 50
 _CANDIDATES = 100
 
 
-def model_cfg(config: ClipModelConfig, *, image_size: int, vocabulary: int, context_length: int = 77) -> dict[str, Any]:
+def model_cfg(
+    config: ClipModelConfig, *, image_size: int, vocabulary: int, context_length: int = 77
+) -> dict[str, Any]:
     """OpenCLIP's own configuration of the model."""
     return {
         "embed_dim": config.embed_dim,
@@ -113,7 +115,7 @@ def retrieval_top1(model: nn.Module, pictures: Pictures, candidates: int = _CAND
 def text_tower(model: CLIP, cfg: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """The text transformer as transformers' CLIPTextModel: the same hidden states after the last layer norm."""
     text = cfg["text_cfg"]
-    result = CLIPTextModel(
+    result: CLIPTextModel = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=text["vocab_size"],
             hidden_size=text["width"],
@@ -132,7 +134,8 @@ def text_tower(model: CLIP, cfg: dict[str, Any], tokenizer: CLIPTokenizer) -> CL
     prefix = "text_model." if any(name.startswith("text_model.") for name in own) else ""
     weights = _text_weights(model.state_dict(), text["layers"], prefix)
     result.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
-    return result.eval()
+    result.eval()
+    return result
 
 
 def _text_weights(source: dict[str, Tensor], layers: int, prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The stages of `flows/pretrain_flow.py`, each resumable and skipped when it is done.
 
-    python -m steps.pretraining.stages unet        # one stage, without Metaflow
+python -m steps.pretraining.stages unet        # one stage, without Metaflow
 """
 
 import argparse
@@ -45,7 +45,14 @@ STAGES = (
     "model_cards",
 )
 # Every training has its own stream of random draws, numbered and not named so that they are easy to read in a card.
-_STREAMS = {"openclip_signal": 1, "autoencoder": 2, "unet": 3, "openclip_measure": 4, "velocity": 5, "robust": 6}
+_STREAMS = {
+    "openclip_signal": 1,
+    "autoencoder": 2,
+    "unet": 3,
+    "openclip_measure": 4,
+    "velocity": 5,
+    "robust": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,15 @@ class Pretraining:
             if found.get("config") == self._section(stage):
                 logger.info("stage=%s is done", stage)
                 return found
-        result = getattr(self, f"_{stage}")() | {"config": self._section(stage)}
+        result: dict[str, Any] = getattr(self, f"_{stage}")() | {"config": self._section(stage)}
         summary.parent.mkdir(parents=True, exist_ok=True)
         summary.write_text(json.dumps(result, indent=2) + "\n")
         return result
 
     def _section(self, stage: str) -> Any:
-        name = {"velocity_warm_start": "velocity_finetuning", "robust_warm_start": "robust_training"}.get(stage, stage)
+        name = {"velocity_warm_start": "velocity_finetuning", "robust_warm_start": "robust_training"}.get(
+            stage, stage
+        )
         section = getattr(self.config, name, None)
         return section.model_dump(mode="json") if section is not None else None
 
@@ -119,7 +128,11 @@ class Pretraining:
         )
         model: Any = outcome.model
         save_clip(
-            model, self.work / "tokenizer", self.output / "evaluators" / name, model_cfg=cfg, size=self.config.image_size
+            model,
+            self.work / "tokenizer",
+            self.output / "evaluators" / name,
+            model_cfg=cfg,
+            size=self.config.image_size,
         )
         if name == "openclip_signal":
             text_tower(model, cfg, self.tokenizer).save_pretrained(self.work / "text_encoder")
@@ -137,13 +150,21 @@ class Pretraining:
         )
         model: Any = outcome.model
         model.save_pretrained(self.work / "vae")
-        scores = {f"{split}_psnr_db": psnr_db(model, self.pictures(split).images) for split in ("validation", "test")}
+        scores = {
+            f"{split}_psnr_db": psnr_db(model, self.pictures(split).images)
+            for split in ("validation", "test")
+        }
         return _training_summary(outcome) | scores | {"scaling_factor": model.config.scaling_factor}
 
     def _unet(self) -> dict[str, Any]:
         unet, data = self._untrained_unet(), self._data()
         outcome = train_unet(
-            self.config.unet, unet, data, seed=self._seed("unet"), folder=self.work / "unet", progress=self.progress
+            self.config.unet,
+            unet,
+            data,
+            seed=self._seed("unet"),
+            folder=self.work / "unet",
+            progress=self.progress,
         )
         self._write_base(self.output / "base", outcome.model)
         return _training_summary(outcome)
@@ -163,7 +184,9 @@ class Pretraining:
 
         base, context = load_base(self.output / "base"), self._context("robust")
         velocity = TrainingRecord.from_json((self.work / "velocity.json").read_text())
-        record = robust_training.run(base, velocity.weights, self._data(), self.config.robust_training, context)
+        record = robust_training.run(
+            base, velocity.weights, self._data(), self.config.robust_training, context
+        )
         self._write_warm_start("robust", load_model(context.store, record.weights), base)
         return {"iterations": record.iterations, "curve": list(record.curve)}
 
@@ -239,7 +262,9 @@ def _training_summary(outcome: TrainingOutcome) -> dict[str, Any]:
 
 def main() -> None:
     """Command line: run the named stages, or all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stages", nargs="*", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "pretrain.toml")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

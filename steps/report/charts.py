@@ -103,7 +103,9 @@ def unit_scores(record: EvolutionRecord) -> dict[str, Any]:
         }
     )
     base = alt.Chart(frame).encode(y=alt.Y("unit:N", sort="-x", title=None, axis=alt.Axis(labelLimit=320)))
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="CLIP score lost without it"), x2="high:Q")
+    bars = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="CLIP score lost without it"), x2="high:Q"
+    )
     points = base.mark_point(filled=True, size=50).encode(x="difference:Q")
     return _spec((bars + points).properties(width=WIDTH - 340, height=18 * max(1, len(scores))))
 
@@ -127,9 +129,14 @@ def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
                 }
             )
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        color=alt.Color("variant:N", title=None, legend=alt.Legend(labelLimit=260, orient="bottom", columns=2))
+        color=alt.Color(
+            "variant:N", title=None, legend=alt.Legend(labelLimit=260, orient="bottom", columns=2)
+        )
     )
-    x, y = alt.X("clip:Q", title="CLIP score (higher is better)"), alt.Y("distance:Q", title="kernel distance (lower is better)")
+    x, y = (
+        alt.X("clip:Q", title="CLIP score (higher is better)"),
+        alt.Y("distance:Q", title="kernel distance (lower is better)"),
+    )
     scale = alt.Scale(zero=False)
     points = base.mark_point(filled=True, size=70).encode(
         x=x.scale(scale), y=y.scale(scale), tooltip=["variant", "guidance", "clip", "distance"]

@@ -59,13 +59,21 @@ def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
     decoder = records.trainings["decoder_distillation"].metrics
     small = next((e for e in records.evaluations if e.variant == "student_8_small_decoder"), None)
     rows = [
-        ("UNet parameters", f"{evolution.base_parameters / 1e6:.2f} M", f"{evolution.parameters / 1e6:.2f} M"),
+        (
+            "UNet parameters",
+            f"{evolution.base_parameters / 1e6:.2f} M",
+            f"{evolution.parameters / 1e6:.2f} M",
+        ),
         (
             f"guided UNet step, table ({records.latency_table.backend})",
             f"{evolution.base_latency:.4g} {evolution.latency_unit}",
             f"{evolution.predicted_latency:.4g} {evolution.latency_unit} ({evolution.predicted_ratio:.0%})",
         ),
-        ("decoder parameters", _millions(decoder.get("parameters_full")), _millions(decoder.get("parameters_small"))),
+        (
+            "decoder parameters",
+            _millions(decoder.get("parameters_full")),
+            _millions(decoder.get("parameters_small")),
+        ),
         ("steps", str(_steps(records, "base_50")), str(small.steps if small else "")),
     ]
     banner = "".join(f"> **{label}**\n\n" for label in labels)
@@ -91,7 +99,9 @@ def _pictures(records: RunRecords, store: Store) -> list[Block]:
 
 def _row(store: Store, ref: ObjectRef) -> bytes:
     images = load_file(store.path_of(ref))["images"][:_COLUMNS]
-    enlarged = torch.nn.functional.interpolate(images.float(), scale_factor=max(1, 96 // images.shape[-1] + 1))
+    enlarged = torch.nn.functional.interpolate(
+        images.float(), scale_factor=max(1, 96 // images.shape[-1] + 1)
+    )
     return png(grid(enlarged.to(torch.uint8), columns=_COLUMNS, gap=4))
 
 
@@ -125,7 +135,11 @@ def _quality(records: RunRecords) -> list[Block]:
     first = records.evaluations[0]
     features = first.protocol["features"]
     headers = (
-        "variant", "guidance", "kernel distance", "Fréchet distance", "CLIP score",
+        "variant",
+        "guidance",
+        "kernel distance",
+        "Fréchet distance",
+        "CLIP score",
         f"top-1 of {real.retrieval_candidates}",
     )
     compared = tuple(
@@ -146,7 +160,10 @@ def _quality(records: RunRecords) -> list[Block]:
         ),
         Table(headers, tuple(rows)),
         Table(("paired difference", "guidance", "kernel distance", "CLIP score"), compared),
-        Chart(charts.distance_over_clip(records.evaluations), "Kernel distance over CLIP score with 95 % intervals."),
+        Chart(
+            charts.distance_over_clip(records.evaluations),
+            "Kernel distance over CLIP score with 95 % intervals.",
+        ),
     ]
 
 
@@ -154,8 +171,12 @@ def _latency(records: RunRecords) -> list[Block]:
     table = records.latency_table
     whole = table.rows
     rows = tuple(
-        (name, f"{whole[name].latency.median:.4g} {table.unit}",
-         f"{whole[name].latency.p10:.4g} to {whole[name].latency.p90:.4g}", str(whole[name].latency.n))
+        (
+            name,
+            f"{whole[name].latency.median:.4g} {table.unit}",
+            f"{whole[name].latency.p10:.4g} to {whole[name].latency.p90:.4g}",
+            str(whole[name].latency.n),
+        )
         for name in ("text_encoder", "unet", "decoder")
         if name in whole
     )
@@ -165,20 +186,32 @@ def _latency(records: RunRecords) -> list[Block]:
             f"{table.batch}. The parts add up to {table.explained:.1%} of the whole guided step."
         ),
         Table(("model", "median", "10th to 90th percentile", "n"), rows),
-        Chart(charts.latency_shares(table), "Share of time and of parameters per block, in order of execution."),
+        Chart(
+            charts.latency_shares(table), "Share of time and of parameters per block, in order of execution."
+        ),
     ]
 
 
 def _architecture(records: RunRecords) -> list[Block]:
     evolution = records.evolution
     rows = tuple(
-        (stage.stage, str(len(stage.kept) + len(stage.removed)), str(len(stage.blocks)),
-         ", ".join(stage.removed) or "-", ", ".join(stage.copied) or "-")
+        (
+            stage.stage,
+            str(len(stage.kept) + len(stage.removed)),
+            str(len(stage.blocks)),
+            ", ".join(stage.removed) or "-",
+            ", ".join(stage.copied) or "-",
+        )
         for stage in evolution.architecture.stages
     )
     actions = tuple(
-        (str(item.index + 1), action.kind, action.target, f"{action.value:.3g}",
-         f"{action.predicted_after / evolution.base_latency:.1%}")
+        (
+            str(item.index + 1),
+            action.kind,
+            action.target,
+            f"{action.value:.3g}",
+            f"{action.predicted_after / evolution.base_latency:.1%}",
+        )
         for item in evolution.rounds
         for action in item.actions
     )
@@ -188,12 +221,17 @@ def _architecture(records: RunRecords) -> list[Block]:
             f"{evolution.predicted_ratio:.1%}."
         ),
         Table(("stage", "blocks before", "after", "removed", "copies"), rows),
-        Table(("round", "action", "unit", f"value (CLIP / {evolution.latency_unit})", "latency after"), actions),
+        Table(
+            ("round", "action", "unit", f"value (CLIP / {evolution.latency_unit})", "latency after"), actions
+        ),
         Chart(charts.evolution_path(evolution), "Predicted latency after every action; dashed: the budget."),
     ]
     if evolution.rounds and evolution.rounds[0].scores:
         blocks.append(
-            Chart(charts.unit_scores(evolution), "First round: CLIP score lost without each unit, ± one standard error.")
+            Chart(
+                charts.unit_scores(evolution),
+                "First round: CLIP score lost without each unit, ± one standard error.",
+            )
         )
     return blocks
 
@@ -202,22 +240,36 @@ def _training(records: RunRecords) -> list[Block]:
     curves = {name: record.curve for name, record in records.trainings.items() if record.curve}
     curves |= {"architecture_evolution": _joined([r.curve for r in records.evolution.rounds])}
     rows = tuple(
-        (name, str(record.iterations), str(record.batch_size),
-         f"{record.images_per_s.median:.1f} images/s" if record.images_per_s else "-",
-         _clock(record), "shipped weights" if record.warm_start else "-", _metrics(record))
+        (
+            name,
+            str(record.iterations),
+            str(record.batch_size),
+            f"{record.images_per_s.median:.1f} images/s" if record.images_per_s else "-",
+            _clock(record),
+            "shipped weights" if record.warm_start else "-",
+            _metrics(record),
+        )
         for name, record in records.trainings.items()
     )
     headers = ("training", "iterations", "batch", "throughput", "time", "warm start", "measured")
     blocks: list[Block] = [Text("## Training"), Table(headers, rows)]
     if any(curves.values()):
-        blocks.append(Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss."))
+        blocks.append(
+            Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss.")
+        )
     return blocks
 
 
 def _core_ml(records: RunRecords) -> list[Block]:
     rows = tuple(
-        (item.component, f"{item.parameters / 1e6:.2f} M", f"{item.package.bytes / _MIB:.1f} MiB",
-         f"{item.cost.convert_s:.1f} s", f"{item.cost.peak_memory_bytes / _MIB:.0f} MiB", item.parity_note)
+        (
+            item.component,
+            f"{item.parameters / 1e6:.2f} M",
+            f"{item.package.bytes / _MIB:.1f} MiB",
+            f"{item.cost.convert_s:.1f} s",
+            f"{item.cost.peak_memory_bytes / _MIB:.0f} MiB",
+            item.parity_note,
+        )
         for item in records.components
     )
     return [

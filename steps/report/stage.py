@@ -46,11 +46,15 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
         found.append("smoke: random micro models, a check of the machinery; no number here means anything")
     if any(record.is_smoke for record in records.evaluations):
         found.append(f"smoke: fewer than {TOO_FEW_PICTURES} pictures per variant")
-    short = [name for name, r in records.trainings.items() if not r.skipped and r.iterations < _ENOUGH_ITERATIONS]
+    short = [
+        name for name, r in records.trainings.items() if not r.skipped and r.iterations < _ENOUGH_ITERATIONS
+    ]
     if short:
         found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
     if not found:
-        found.append("a short run: it shows that the method works from end to end and makes no claim about quality")
+        found.append(
+            "a short run: it shows that the method works from end to end and makes no claim about quality"
+        )
     return found
 
 
@@ -97,7 +101,9 @@ def record_of(store: Store, report: RunReport, name: str) -> Any:
     """A record of a finished run by its name in the report. Raises StoreError when it is gone."""
     text = store.get_document(f"records/{report.inputs.get(name)}")
     if text is None:
-        raise StoreError(f"the record '{name}' of run {Path(report.folder).name} is no longer in the store {store.root}")
+        raise StoreError(
+            f"the record '{name}' of run {Path(report.folder).name} is no longer in the store {store.root}"
+        )
     return read_record(text)
 
 
@@ -114,8 +120,12 @@ def headline(records: RunRecords) -> dict[str, float]:
     }
     for item in records.comparisons:
         if (item.reference, item.other) == ("base_50", "student_8_small_decoder"):
-            numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = item.clip_difference.value
-            numbers[f"student8_vs_base50.distance_difference@{item.guidance_scale:g}"] = item.distance_difference.value
+            numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = (
+                item.clip_difference.value
+            )
+            numbers[f"student8_vs_base50.distance_difference@{item.guidance_scale:g}"] = (
+                item.distance_difference.value
+            )
     return numbers
 
 
@@ -128,7 +138,9 @@ def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path
             path = pictures / f"{record.variant}_guidance_{point.guidance_scale:g}.png"
             path.write_bytes(store.path_of(point.grid).read_bytes())
     captions = list(records.evaluations[0].captions) if records.evaluations else []
-    (pictures / "captions.json").write_text(json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (pictures / "captions.json").write_text(
+        json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
     link = output / "bundle"
     if link.is_symlink():
         link.unlink()

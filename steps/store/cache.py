@@ -161,7 +161,12 @@ def _acquire(store: Store, document: str, owner: str) -> bool:
 
 
 def _write_lease(store: Store, document: str, owner: str) -> None:
-    payload = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "expires": time.time() + LEASE_S}
+    payload = {
+        "owner": owner,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "expires": time.time() + LEASE_S,
+    }
     store.put_document(document, json.dumps(payload))
 
 

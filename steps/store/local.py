@@ -65,7 +65,9 @@ class LocalStore:
         """See Store."""
         path = self._object(ref.sha256)
         if not path.is_file():
-            raise StoreError(f"object {ref.sha256} is not in the store {self.folder}; rerun the stage that made it")
+            raise StoreError(
+                f"object {ref.sha256} is not in the store {self.folder}; rerun the stage that made it"
+            )
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != ref.sha256:
@@ -145,7 +147,9 @@ class LocalStore:
     def _translate(self, error: OSError) -> StoreError:
         if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(self.folder).free
-            return DiskFullError(f"no space left in {self.folder} ({free >> 20} MiB free); free some and resume")
+            return DiskFullError(
+                f"no space left in {self.folder} ({free >> 20} MiB free); free some and resume"
+            )
         return StoreError(f"cannot write to the store {self.folder}: {error}")
 
     def _check_layout(self) -> None:

@@ -43,7 +43,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / _TENSORS)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / _TENSORS
+        )
         digest = _sha256(partial / _TENSORS)
         head = {"iteration": checkpoint.iteration, "sha256": digest}
         (partial / _STATE).write_text(json.dumps({**head, "state": checkpoint.state}))
@@ -54,7 +56,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no space left for a checkpoint in {folder}; free some and resume") from error
+            raise DiskFullError(
+                f"no space left for a checkpoint in {folder}; free some and resume"
+            ) from error
         raise
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +81,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
         except (OSError, ValueError, KeyError) as error:
             logger.warning("checkpoint=%s is damaged (%s); trying the one before", candidate, error)
     if folders:
-        raise CheckpointError(f"none of the {len(folders)} checkpoints in {folder} can be read; remove them to start over")
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {folder} can be read; remove them to start over"
+        )
     return None
 
 

@@ -156,9 +156,7 @@ class _Training:
         self.pending = 0
         self.speed = _Speed()
 
-    def loop(
-        self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event
-    ) -> None:
+    def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
         saved_at = time.monotonic()
         progress.update(self.iteration)
@@ -173,7 +171,9 @@ class _Training:
                 self.save()
                 saved_at = time.monotonic()
             if stop.is_set():
-                raise Interrupted(f"SIGTERM at iteration {self.iteration}; the checkpoint in {self.folder} continues it")
+                raise Interrupted(
+                    f"SIGTERM at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
+                )
 
     def step(self) -> dict[str, float]:
         """One optimizer step over all micro-batches; returns the mean of the optimised loss."""

@@ -17,7 +17,9 @@ def test_preset_is_valid(path: Path) -> None:
 
 
 def test_unknown_key_names_the_nearest_valid_key() -> None:
-    with pytest.raises(InvalidConfig, match=r"unknown key 'student_8\.training\.learning_rat'.*learning_rate"):
+    with pytest.raises(
+        InvalidConfig, match=r"unknown key 'student_8\.training\.learning_rat'.*learning_rate"
+    ):
         load_config("[student_8.training]\nlearning_rat = 1e-4")
 
 
@@ -27,7 +29,10 @@ def test_unknown_section_names_the_nearest_section() -> None:
 
 
 def test_value_out_of_range_names_key_range_and_value() -> None:
-    with pytest.raises(InvalidConfig, match=r"'robust_training\.drop_probability' should be less than or equal to 1, found 1\.5"):
+    with pytest.raises(
+        InvalidConfig,
+        match=r"'robust_training\.drop_probability' should be less than or equal to 1, found 1\.5",
+    ):
         load_config("[robust_training]\ndrop_probability = 1.5")
 
 

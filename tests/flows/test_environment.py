@@ -9,7 +9,12 @@ from flows.environment import absolute_paths, max_workers, with_max_workers
 
 def test_config_path_is_taken_from_where_the_user_stands(tmp_path: Path) -> None:
     arguments = ["--config", "config", "configs/x.toml", "run"]
-    assert absolute_paths(arguments, tmp_path) == ["--config", "config", str(tmp_path / "configs/x.toml"), "run"]
+    assert absolute_paths(arguments, tmp_path) == [
+        "--config",
+        "config",
+        str(tmp_path / "configs/x.toml"),
+        "run",
+    ]
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 1), (4, 1), (8, 2), (64, 16)])

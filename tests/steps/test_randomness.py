@@ -16,7 +16,9 @@ def test_names_iterations_and_seeds_are_independent_streams() -> None:
     index = torch.tensor([0])
     draws = {
         keyed_normal((1,), seed=s, name=n, iteration=i, indices=index).item()
-        for s in (0, 1) for n in ("a", "b") for i in (0, 1)
+        for s in (0, 1)
+        for n in ("a", "b")
+        for i in (0, 1)
     }
     assert len(draws) == 8
 

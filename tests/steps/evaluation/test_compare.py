@@ -35,8 +35,16 @@ def record(store: LocalStore, variant: str, clip: torch.Tensor, **protocol: obje
         grid=store.put_bytes(b"png"),
     )
     return EvaluationRecord(
-        stage="evaluation", variant=variant, title=variant, sampler="ddim", steps=8, points=(point,), real=point,
-        pictures=count, captions=("a",), protocol={"noise_seed": 1, "split": "test", **protocol},
+        stage="evaluation",
+        variant=variant,
+        title=variant,
+        sampler="ddim",
+        steps=8,
+        points=(point,),
+        real=point,
+        pictures=count,
+        captions=("a",),
+        protocol={"noise_seed": 1, "split": "test", **protocol},
     )
 
 

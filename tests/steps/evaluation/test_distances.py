@@ -22,7 +22,9 @@ def features(n: int, shift: float = 0.0, d: int = 16) -> np.ndarray:  # type: ig
 
 def test_frechet_distance_equals_clean_fid() -> None:
     a, b = features(400), features(300, 0.5)
-    expected = cleanfid.frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    expected = cleanfid.frechet_distance(
+        a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
@@ -34,7 +36,9 @@ def test_frechet_distance_with_fewer_pictures_than_dimensions() -> None:
 def test_one_block_of_the_kernel_distance_is_clean_fids() -> None:
     a, b = features(32), features(64, 0.3)
     with numpy_seed(3):
-        expected = cleanfid.kernel_distance(a[:16].astype(float), b.astype(float), num_subsets=20, max_subset_size=16)
+        expected = cleanfid.kernel_distance(
+            a[:16].astype(float), b.astype(float), num_subsets=20, max_subset_size=16
+        )
     assert kernel_block_means(a, b, seed=3, blocks=2)[0] == pytest.approx(expected)
 
 

@@ -18,7 +18,9 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> ClipScorer:
 
 
 def pictures(n: int) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (n, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 def test_efficientnet_weights_know_pictures() -> None:

@@ -16,10 +16,20 @@ from steps.pretraining.pictures import Pictures, load_pictures, normalised, shif
 from steps.pretraining.tokenizer import load_tokenizer, train_tokenizer
 from steps.training.loop import Batch
 
-TRAINING = TrainingConfig(iterations=30, batch_size=16, learning_rate=3e-3, warmup_iterations=2, log_interval=10)
+TRAINING = TrainingConfig(
+    iterations=30, batch_size=16, learning_rate=3e-3, warmup_iterations=2, log_interval=10
+)
 CLIP = ClipModelConfig(
-    seed=1, embed_dim=16, patch_size=16, vision_width=16, vision_layers=1, vision_head_width=8,
-    text_width=16, text_layers=2, text_heads=2, training=TRAINING,
+    seed=1,
+    embed_dim=16,
+    patch_size=16,
+    vision_width=16,
+    vision_layers=1,
+    vision_head_width=8,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    training=TRAINING,
 )
 
 

@@ -19,7 +19,12 @@ def store(tmp_path: Path) -> LocalStore:
 
 def key(**changes: object) -> StageKey:
     values: dict[str, object] = {
-        "stage": "robust_training", "version": 1, "config": {"lr": 1e-4}, "inputs": ["a"], "seed": 0, "extra": {},
+        "stage": "robust_training",
+        "version": 1,
+        "config": {"lr": 1e-4},
+        "inputs": ["a"],
+        "seed": 0,
+        "extra": {},
     }
     return StageKey(**(values | changes))  # type: ignore[arg-type]
 
@@ -45,7 +50,8 @@ def test_second_run_hits(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"version": 2}, {"config": {"lr": 2e-4}}, {"inputs": ["b"]}, {"seed": 1}, {"extra": {"threads": 4}}],
+    "change",
+    [{"version": 2}, {"config": {"lr": 2e-4}}, {"inputs": ["b"]}, {"seed": 1}, {"extra": {"threads": 4}}],
     ids=lambda change: next(iter(change)),
 )
 def test_any_part_of_the_key_misses(store: LocalStore, change: dict[str, object]) -> None:

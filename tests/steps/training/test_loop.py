@@ -17,7 +17,9 @@ from steps.training.checkpoint import checkpoint_folders, load_latest
 from steps.training.ema import ema_decay
 from steps.training.loop import Batch, learning_rate_factor, train
 
-CONFIG = TrainingConfig(iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6)
+CONFIG = TrainingConfig(
+    iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6
+)
 
 
 def model() -> nn.Module:
@@ -93,7 +95,9 @@ def test_non_finite_loss_names_step_and_keeps_the_last_checkpoint(tmp_path: Path
     assert all(torch.isfinite(value).all() for value in latest.tensors.values())
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run(tmp_path)
     newest = checkpoint_folders(tmp_path)[-1]
     file = newest / "tensors.safetensors"
