@@ -30,6 +30,7 @@ from flows.runtime import (
     unpack,
 )
 from steps.errors import ConfigError
+from steps.store import get_bytes
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ def start(config: SnapFusionConfig) -> RunPlan:
     """Preflight and data."""
     from steps.preflight import input_identities
 
+    previous_reports(
+        config, store_of(config)
+    )  # a run to compare with that is not there fails now, not at the end
+
     def work(context: Any) -> Record:
         from steps.preflight import run
 
@@ -89,7 +94,7 @@ def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
 
         return run(StageInputs(plan, context).base, config.latency_profile, context)
 
-    return run_stage(
+    table: LatencyTable = run_stage(
         "latency_profile",
         work,
         config=config,
@@ -97,6 +102,16 @@ def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
         inputs=[plan.base.identity()],
         extra={} if config.latency_profile.backend == "macs" else machine_identity(config),
     ).record
+    _check_budget(config, plan, table)
+    return table
+
+
+def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) -> None:
+    """An impossible budget fails here, before hours of training, and not when evolution begins."""
+    from steps.evolution.actions import check_reachable
+
+    unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
+    check_reachable(table, unet_config, config.architecture_evolution)
 
 
 def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingRecord:
@@ -367,9 +382,7 @@ def bundle(config: SnapFusionConfig, records: Records, reports: Sequence[Compone
 
 def bundle_folder(reports: Sequence[ComponentReport]) -> Path:
     """A bundle's folder carries the hash of its components: two runs with the same result share it."""
-    return (
-        WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
-    )
+    return WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
 
 
 def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:

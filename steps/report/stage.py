@@ -26,6 +26,8 @@ _COMPARISONS = (
     ("base_50", "student_16"),
 )
 _ENOUGH_ITERATIONS = 100
+_LONG = 1000  # fewer iterations than this say nothing about what the method can do
+_LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
 def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
@@ -51,7 +53,8 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     ]
     if short:
         found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
-    if not found:
+    longest = max((r.iterations for r in records.trainings.values()), default=0)
+    if not found and longest < _LONG:
         found.append(
             "a short run: it shows that the method works from end to end and makes no claim about quality"
         )

@@ -20,6 +20,7 @@ def features(n: int, shift: float = 0.0, d: int = 16) -> np.ndarray:  # type: ig
     return (RANDOM.normal(size=(n, d)) + shift).astype(np.float32)
 
 
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")  # clean-fid's own call
 def test_frechet_distance_equals_clean_fid() -> None:
     a, b = features(400), features(300, 0.5)
     expected = cleanfid.frechet_distance(

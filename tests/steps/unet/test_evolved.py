@@ -188,7 +188,7 @@ def test_round_trip_in_a_fresh_process(evolved: EvolvedUNet, tmp_path: Path) -> 
     assert torch.equal(load_file(tmp_path / "out.safetensors")["sample"], _output(smaller))
 
 
-def test_works_in_a_plain_pipeline(evolved: EvolvedUNet) -> None:
+def test_works_in_a_plain_pipeline_and_comes_back_with_it(evolved: EvolvedUNet, tmp_path: Path) -> None:
     smaller = build(remove_unit(evolved.spec, TINY_CONFIG, "down.0.attentions.0"), evolved)
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
@@ -219,6 +219,10 @@ def test_works_in_a_plain_pipeline(evolved: EvolvedUNet) -> None:
     ).images
     assert images.shape == (1, 3, 32, 32)
     assert bool(torch.isfinite(images).all())
+    pipeline.save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert isinstance(again.unet, EvolvedUNet)
+    assert torch.equal(_output(again.unet), _output(smaller))
 
 
 def test_named_spec_has_759_million_parameters() -> None:
