@@ -61,8 +61,8 @@ def load_base(path: Path) -> BaseModel:
     check_base_folder(path)
     arguments: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        unet = UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=torch.float32, **arguments)
-        vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, **arguments)
+        unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=torch.float32, **arguments)
+        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32, **arguments)
         text = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=torch.float32, **arguments)
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         scheduler = dict(DDIMScheduler.load_config(path / "scheduler"))
