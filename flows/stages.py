@@ -69,11 +69,10 @@ def _identity(ref: Any) -> str:
 
 def start(config: SnapFusionConfig) -> RunPlan:
     """Preflight and data."""
-    from steps.preflight import input_identities
+    from steps.input_folders import input_identities
 
-    previous_reports(
-        config, store_of(config)
-    )  # a run to compare with that is not there fails now, not at the end
+    # A run to compare with that is not there fails now, not at the end.
+    previous_reports(config, store_of(config))
 
     def work(context: Any) -> Record:
         from steps.preflight import run

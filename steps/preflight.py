@@ -12,37 +12,21 @@ from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.plan import RunPlan
-from steps.base_folder import check_base_folder, folder_identity
+from steps.base_folder import folder_identity
 from steps.context import StageContext
 from steps.data.prepared import prepare_data
-from steps.data.webdataset import expand_shards
 from steps.errors import ConfigError, DiskFullError
+from steps.input_folders import MICRO, base_folder, other_folders
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
 from steps.store import put_folder
 
 logger = logging.getLogger(__name__)
-MICRO = "micro"
 _PROBE_BYTES = 16 << 20
 # Optimizer moments, weights and moving average are each as large as the float32 weights.
 _CHECKPOINT_COPIES = 4
 # Checkpoints (two kept) of every training stage, their results, pictures and packages.
 _STORE_COPIES = 60
-
-
-def input_identities(config: SnapFusionConfig, project_root: Path) -> tuple[str, ...]:
-    """Identities of every folder the configuration names, for the cache key of `start`. Imports no weights.
-
-    Raises BaseModelError or ConfigError for folders that are missing or unusable.
-    """
-    identities = [MICRO if config.base.path == MICRO else folder_identity(_base_folder(config, project_root))]
-    for path in _other_folders(config, project_root).values():
-        identities.append(folder_identity(path) if path is not None else "")
-    if config.data.source == "webdataset":
-        for shard in expand_shards(config.data.shards, project_root):
-            stat = shard.stat()
-            identities.append(f"{shard.name}:{stat.st_size}:{stat.st_mtime_ns}")
-    return tuple(identities)
 
 
 def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> RunPlan:
@@ -51,7 +35,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     base = load_base(folder)
     _check_image_size(config, base)
     _check_disk(config, base, Path(context.store.root))
-    others = _other_folders(config, project_root)
+    others = other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
     data = prepare_data(
         base, config.data, context.store, progress=context.progress, project_root=project_root
@@ -68,33 +52,11 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     )
 
 
-def _base_folder(config: SnapFusionConfig, project_root: Path, work: Path | None = None) -> Path:
+def _base_folder(config: SnapFusionConfig, project_root: Path, work: Path) -> Path:
+    """The base's folder; the micro base is built in the work folder."""
     if config.base.path == MICRO:
-        if work is None:
-            raise ConfigError("the micro base is built in a work folder")
         return write_micro_base(work / "micro_base", seed=config.run.seed)
-    folder = project_root / config.base.path
-    check_base_folder(folder)
-    return folder
-
-
-def _other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Path | None]:
-    """Warm starts and evaluators that exist; an evaluator that is named must exist."""
-    result: dict[str, Path | None] = {"velocity_warm_start": None, "robust_warm_start": None}
-    if config.base.warm_start and config.base.path != MICRO:
-        for name in ("velocity_warm_start", "robust_warm_start"):
-            path = project_root / str(getattr(config.base, name))
-            if not path.is_dir():
-                raise ConfigError(
-                    f"base.{name} names {path}, which does not exist; set base.warm_start = false to train from the base"
-                )
-            result[name] = path
-    for name in ("signal_clip", "measure_clip"):
-        path = project_root / str(getattr(config.evaluation, name))
-        if not path.is_dir():
-            raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
-        result[name] = path
-    return result
+    return base_folder(config, project_root)
 
 
 def _check_image_size(config: SnapFusionConfig, base: BaseModel) -> None:

@@ -9,6 +9,7 @@ from artifacts_schema.config import SnapFusionConfig, parse_config
 from steps import preflight
 from steps.context import StageContext
 from steps.errors import ConfigError, DataError, DiskFullError
+from steps.input_folders import input_identities
 from steps.inputs import StageInputs, fetch_folder
 from steps.pretraining.micro import write_micro_openclip
 from steps.store import LocalStore
@@ -57,9 +58,7 @@ def test_grace_period_the_disk_cannot_meet_is_refused(root: Path, monkeypatch: p
 
 def test_missing_evaluator_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.signal_clip names .*nowhere"):
-        preflight.input_identities(
-            config(evaluation={"signal_clip": "nowhere", "measure_clip": "clip"}), root
-        )
+        input_identities(config(evaluation={"signal_clip": "nowhere", "measure_clip": "clip"}), root)
 
 
 def test_image_size_of_another_base_is_refused(root: Path) -> None:
@@ -69,7 +68,7 @@ def test_image_size_of_another_base_is_refused(root: Path) -> None:
 
 def test_missing_shards_fail_before_the_base_is_loaded(root: Path) -> None:
     with pytest.raises(DataError, match="shard"):
-        preflight.input_identities(config(data={"source": "webdataset", "shards": ["a-{00..01}.tar"]}), root)
+        input_identities(config(data={"source": "webdataset", "shards": ["a-{00..01}.tar"]}), root)
 
 
 def test_stored_folder_cannot_write_outside_its_copy(root: Path) -> None:
@@ -80,3 +79,11 @@ def test_stored_folder_cannot_write_outside_its_copy(root: Path) -> None:
     ref = FolderRef(files={"../../escaped": given.store.put_bytes(b"x")})
     with pytest.raises(StoreError, match="leads out of it"):
         fetch_folder(given, ref, "base")
+
+
+def test_identities_of_a_cached_run_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, steps.input_folders, flows.stages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
