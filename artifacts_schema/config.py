@@ -125,7 +125,7 @@ class ArchitectureEvolutionConfig(Frozen):
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
     latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's table latency, ours
     rounds: Count = 3
-    actions_per_round: Count = 4  # P: several actions per evolve step
+    actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
     probe_captions: Count = 16  # P: 2,000
     probe_steps: Count = 8  # P: 50
     probe_guidance_scale: Positive = 5.0  # P: 7.5
