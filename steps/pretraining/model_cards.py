@@ -52,9 +52,9 @@ def _base_card(folder: Path, summaries: Mapping[str, Any], base: BaseModel, data
     _write_curve(
         folder / "curve_autoencoder.png", vae["curve"], "mse", "Autoencoder: mean squared error", skip=2
     )
-    (folder / "curves.json").write_text(
-        json.dumps({"unet": unet["curve"], "autoencoder": vae["curve"]}) + "\n"
-    )
+    # Not JSON: every JSON file of a base belongs to its identity.
+    pd.DataFrame(unet["curve"]).to_csv(folder / "curve_unet.csv", index=False)
+    pd.DataFrame(vae["curve"]).to_csv(folder / "curve_autoencoder.csv", index=False)
     training = unet["config"]["training"]
     (folder / "README.md").write_text(
         f"""# The embedded base: a Stable Diffusion in miniature
