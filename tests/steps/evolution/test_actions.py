@@ -106,7 +106,7 @@ def test_no_copy_that_breaks_the_budget_and_none_of_worthless_blocks(table: Late
 
 
 def test_unreachable_budget_names_the_best_reachable(table: LatencyTable) -> None:
-    config = ArchitectureEvolutionConfig(latency_budget=0.05)
+    config = ArchitectureEvolutionConfig(latency_budget=0.05, rounds=3, actions_per_round=4)
     budget = Budget.of(table, TINY_CONFIG, 0.05)
     best = budget.best_reachable(FULL) / budget.predict(FULL)
     with pytest.raises(BudgetError, match=r"12 removals is .*at least 0\.\d+$") as error:
