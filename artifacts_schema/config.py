@@ -50,7 +50,7 @@ class ComputeConfig(Frozen):
     """Where the stages run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores this process may use
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: the cores shared out over the tasks at once
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
 

@@ -19,9 +19,9 @@ from metaflow import current
 from metaflow.cards import Markdown, ProgressBar
 
 from artifacts_schema.base import Provenance, Record, content_hash
-from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
-from flows.environment import WORK_ROOT, usable_cores
+from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.stage_versions import stage_version
 from steps.store import Store, open_store
 from steps.store.cache import CacheResult, StageKey, cached_stage
@@ -155,7 +155,7 @@ def _execute(
     from steps.randomness import spawn
 
     quiet_libraries()
-    threads = configure_torch(config.compute)
+    threads = configure_torch(_compute(config))
     context = StageContext(
         stage=stage,
         store=store,
@@ -179,6 +179,12 @@ def _execute(
     return record.model_copy(update={"provenance": provenance})
 
 
+def _compute(config: SnapFusionConfig) -> ComputeConfig:
+    """The compute section with the thread count decided."""
+    threads = config.compute.threads or threads_per_task(usable_cores())
+    return config.compute.model_copy(update={"threads": threads})
+
+
 def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
     """What a measured latency depends on besides the model: processor, threads and torch version."""
     model = platform.processor()
@@ -196,7 +202,7 @@ def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
     return {
         "processor": model,
         "accelerator": accelerator,
-        "threads": config.compute.threads or usable_cores(),
+        "threads": _compute(config).threads,
         "torch": version("torch"),
     }
 
@@ -216,7 +222,7 @@ def plain_context(stage: str, config: SnapFusionConfig, key: str) -> Any:
     from steps.context import StageContext, configure_torch, select_device
 
     configure_logging()
-    configure_torch(config.compute)
+    configure_torch(_compute(config))
     store = store_of(config)
     return StageContext(
         stage=stage,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import absolute_paths, max_workers, with_max_workers
+from flows.environment import absolute_paths, max_workers, threads_per_task, with_max_workers
 
 
 def test_config_path_is_taken_from_where_the_user_stands(tmp_path: Path) -> None:
@@ -17,13 +17,28 @@ def test_config_path_is_taken_from_where_the_user_stands(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 1), (4, 1), (8, 2), (64, 16)])
-def test_tasks_do_not_share_a_small_machine(cores: int, expected: int) -> None:
-    assert max_workers(cores) == expected
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (4, 3, 1), (8, 3, 2), (64, 3, 21)]
+)
+def test_tasks_share_out_the_cores(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # no GPU
+    assert (max_workers(cores), threads_per_task(cores)) == (workers, threads)
+
+
+def test_tasks_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    assert (max_workers(64), threads_per_task(64)) == (1, 64)
 
 
 def test_the_users_choice_of_workers_stays() -> None:
     arguments = ["run", "--max-workers", "3"]
     assert with_max_workers(arguments, 2) == arguments
-    assert with_max_workers(["resume", "student_8"], 2) == ["resume", "--max-workers", "1", "student_8"]
+    assert with_max_workers(["resume", "student_8"], 2) == [
+        "resume",
+        "--max-workers",
+        str(max_workers(2)),
+        "student_8",
+    ]
     assert with_max_workers(["show"], 2) == ["show"]
