@@ -252,8 +252,11 @@ def test_named_spec_runs_for_real() -> None:
     with torch.device("meta"):
         smaller = build(spec, EvolvedUNet(**geometry), load_weights=False)
     smaller = smaller.to(torch.bfloat16).to_empty(device="cpu").eval()
-    for parameter in smaller.parameters():
-        parameter.data.fill_(0.01)
+    for name, parameter in smaller.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
     with torch.no_grad():
         sample = smaller(torch.randn(2, 4, 8, 8).bfloat16(), 500, torch.randn(2, 77, 768).bfloat16()).sample
     assert sample.shape == (2, 4, 8, 8)
