@@ -15,7 +15,7 @@ install: $(STAMP)  ## create the environment and install everything
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8,<1"
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable ".[dev,cluster]"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[dev,cluster]"
 	touch $@
 
 run: $(STAMP)  ## run the pipeline on the embedded default

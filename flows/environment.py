@@ -18,6 +18,9 @@ BRANCHES = 3  # tasks of the flow that can train at the same time
 def prepare() -> None:
     """Set user name, working directory, argument paths and worker count for this process and the tasks it starts."""
     if (PROJECT_ROOT / "pyproject.toml").is_file():
+        sys.argv[0] = str(
+            Path(sys.argv[0]).resolve()
+        )  # Metaflow starts every task with it, from another folder
         sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
     sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
     prepare_paths()
