@@ -53,6 +53,7 @@ class ComputeConfig(Frozen):
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the cores shared out over the tasks at once
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
+    price_per_hour: Annotated[float, Field(ge=0.0)] = 0.0  # of one machine, in any currency; 0: no cost shown
 
 
 class StoreConfig(Frozen):

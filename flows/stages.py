@@ -79,9 +79,23 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
         return run(config, context, PROJECT_ROOT)
 
-    return run_stage(
+    plan: RunPlan = run_stage(
         "start", work, config=config, sections=["base", "data"], inputs=input_identities(config, PROJECT_ROOT)
     ).record
+    print(_estimates(config, plan))
+    return plan
+
+
+def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
+    """Time, memory and cost per stage, as far as they can be told beforehand."""
+    from steps.estimates import format_estimates, stage_estimates
+
+    if not plan.estimates:
+        return "no estimates: this plan was made by a version that measured none"
+    origin = plan.provenance
+    machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
+    found = stage_estimates(config, plan.estimates)
+    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
 
 
 def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:

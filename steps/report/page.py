@@ -40,8 +40,10 @@ class RunRecords:
     previous: Sequence[Mapping[str, Any]] = ()
 
 
-def build_page(records: RunRecords, store: Store, labels: Sequence[str]) -> list[Block]:
-    """All blocks of the page, in reading order."""
+def build_page(
+    records: RunRecords, stages: Mapping[str, Record], store: Store, labels: Sequence[str]
+) -> list[Block]:
+    """All blocks of the page, in reading order. `stages` are the records of everything that ran, by stage."""
     return [
         *_head(records, labels),
         *_pictures(records, store),
@@ -50,6 +52,7 @@ def build_page(records: RunRecords, store: Store, labels: Sequence[str]) -> list
         *_architecture(records),
         *_training(records),
         *_core_ml(records),
+        *_stages(stages),
         *_previous(records),
     ]
 
@@ -276,6 +279,28 @@ def _core_ml(records: RunRecords) -> list[Block]:
         Text("## Core ML\n\nConverted and loaded on Linux; nothing here has run on Apple hardware."),
         Table(("component", "parameters", "size", "conversion", "peak memory", "parity"), rows),
     ]
+
+
+def _stages(stages: Mapping[str, Record]) -> list[Block]:
+    """Where the time and the memory went; a stage from the cache names the run that made it."""
+    known = {name: record.provenance for name, record in stages.items() if record.provenance}
+    rows = tuple(
+        (
+            name,
+            f"{origin.wall_time_s:.1f} s",
+            f"{origin.peak_memory_bytes / _MIB:.0f} MiB",
+            origin.device,
+            str(origin.threads),
+            origin.created_at,
+            origin.run_id,
+        )
+        for name, origin in known.items()
+    )
+    if not rows:
+        return []
+    total = sum(origin.wall_time_s for origin in known.values())
+    headers = ("stage", "time", "peak memory", "device", "threads", "finished", "run that made it")
+    return [Text(f"## Time and memory\n\n{total:.0f} s in stages."), Table(headers, rows)]
 
 
 def _previous(records: RunRecords) -> list[Block]:

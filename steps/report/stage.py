@@ -27,7 +27,6 @@ _COMPARISONS = (
 )
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
-_LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
 def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
@@ -75,7 +74,7 @@ def run(
     `everything` maps a stage (or stage and variant) to its record; their identities become the report's inputs.
     """
     notes = labels(config, records)
-    page = build_page(records, store, notes)
+    page = build_page(records, everything, store, notes)
     report = RunReport(
         stage="report",
         parents=tuple(record.identity() for record in everything.values()),
