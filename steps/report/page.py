@@ -289,17 +289,15 @@ def _stages(stages: Mapping[str, Record]) -> list[Block]:
             name,
             f"{origin.wall_time_s:.1f} s",
             f"{origin.peak_memory_bytes / _MIB:.0f} MiB",
-            origin.device,
-            str(origin.threads),
-            origin.created_at,
-            origin.run_id,
+            f"{origin.device}, threads: {origin.threads}",
+            origin.run_id.rpartition("/")[2],
         )
         for name, origin in known.items()
     )
     if not rows:
         return []
     total = sum(origin.wall_time_s for origin in known.values())
-    headers = ("stage", "time", "peak memory", "device", "threads", "finished", "run that made it")
+    headers = ("stage", "time", "peak memory", "on", "made by run")
     return [Text(f"## Time and memory\n\n{total:.0f} s in stages."), Table(headers, rows)]
 
 
