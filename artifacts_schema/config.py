@@ -5,6 +5,7 @@ gives none.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,8 +60,26 @@ class ComputeConfig(Frozen):
 class StoreConfig(Frozen):
     """The content-addressed store and the stage cache in it."""
 
-    root: str = ".snapfusion/store"  # relative to the project root
+    root: str = ".snapfusion/store"  # relative to the project root, or s3://bucket/prefix
     cache: bool = True  # reuse finished stages with equal inputs
+    local: str = (
+        ".snapfusion/cache"  # S3 only: downloaded objects, scratch files and checkpoints of this machine
+    )
+    endpoint: str | None = None  # S3 only; None: AWS_ENDPOINT_URL_S3, else Amazon's
+    encryption: Literal["none", "AES256", "aws:kms"] = (
+        "none"  # S3 only, at the server; none: the bucket's default
+    )
+    kms_key: str | None = None  # S3 only, with aws:kms; None: the account's own
+    timeout_s: Positive = 60.0  # S3 only: longest silence of the server
+    attempts: Count = 10  # S3 only: of one request, with growing pauses
+
+    @model_validator(mode="after")
+    def _check(self) -> "StoreConfig":
+        if self.endpoint is not None and not re.fullmatch(r"https?://[^/@\s?#]+/?", self.endpoint):
+            raise ValueError("endpoint must be http(s)://host[:port], without user, password or path")
+        if self.kms_key is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key needs encryption = 'aws:kms'")
+        return self
 
 
 class BaseConfig(Frozen):
@@ -276,6 +295,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(location)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if location[0] == "store":  # somebody may have put a password into an address: it must not reach a log
+        return f"'{key}' {message}"
     return f"'{key}' {message}, found {item['input']!r}"
 
 

@@ -71,8 +71,10 @@ def start(config: SnapFusionConfig) -> RunPlan:
     """Preflight and data."""
     from steps.input_folders import input_identities
 
+    store = store_of(config)
+    store.check()
     # A run to compare with that is not there fails now, not at the end.
-    previous_reports(config, store_of(config))
+    previous_reports(config, store)
 
     def work(context: Any) -> Record:
         from steps.preflight import run

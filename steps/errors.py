@@ -5,6 +5,7 @@ SnapFusionError
 ├── BaseModelError        the base model's folder is not usable
 ├── DataError             shards, pictures or captions are not usable
 ├── StoreError            the store cannot read, write or verify an object
+│   ├── DamagedError      bytes are not those that were stored; they are never used
 │   └── DiskFullError     no space left; nothing was left under a final name
 ├── LatencyTableError     a latency table does not belong to this model, batch or provenance
 ├── ArchitectureError     an architecture breaks the UNet's skip connections
@@ -38,6 +39,10 @@ class DataError(SnapFusionError):
 
 class StoreError(SnapFusionError):
     """The store cannot read, write or verify an object."""
+
+
+class DamagedError(StoreError):
+    """Bytes are not those that were stored; they are never used."""
 
 
 class DiskFullError(StoreError):

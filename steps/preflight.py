@@ -35,7 +35,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
     _check_image_size(config, base)
-    _check_disk(config, base, Path(context.store.root))
+    _check_disk(config, base, context.work)
     others = other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
     data = prepare_data(

@@ -1,7 +1,20 @@
-"""Shared by all tests: one torch thread (two cores are shared by everything) and no global randomness."""
+"""Shared by all tests: one torch thread (two cores are shared by everything), no global randomness, one S3 server."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from artifacts_schema.config import StoreConfig
+from infra.local.seaweedfs import Identity, Server, serve
+from steps.store import LocalStore, Store
+from steps.store.s3 import S3Store
+
+BUCKET = "snapfusion-test"
+READER = Identity.create("reader", [f"Read:{BUCKET}", f"List:{BUCKET}"])
+RUNNER = Identity.create("runner", [f"Read:{BUCKET}", f"Write:{BUCKET}", f"List:{BUCKET}"])
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +23,38 @@ def _one_thread_fixed_seed() -> None:
     # A stage switches these on for its process; a test must not inherit them from the one before.
     torch.use_deterministic_algorithms(False)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real S3 server on loopback; it starts when the first test asks for it and takes four seconds."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with serve(folder, identities=[READER, RUNNER], stop_s=0.0) as server:
+        server.create_bucket(BUCKET)
+        yield server
+
+
+MakeS3 = Callable[..., S3Store]
+
+
+@pytest.fixture
+def make_s3(s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeS3:
+    """Makes stores on the server; without `prefix` each below its own. `local` is the folder of its cache."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def make(prefix: str | None = None, local: str = "cache", **changes: object) -> S3Store:
+        root = f"s3://{BUCKET}/{prefix or uuid.uuid4().hex}"
+        values = {"root": root, "attempts": 3, "timeout_s": 5.0} | changes
+        return S3Store(StoreConfig.model_validate(values), tmp_path / local)
+
+    return make
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Each kind of store, empty."""
+    if request.param == "local":
+        return LocalStore(tmp_path / "store")
+    made: Store = request.getfixturevalue("make_s3")()
+    return made

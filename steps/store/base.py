@@ -1,9 +1,42 @@
 """The interface of a store: content-addressed objects, and small JSON documents under keys."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from artifacts_schema.references import FolderRef, ObjectRef
+from steps.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored thing: an object's SHA-256, a document's key or a work file's name; its bytes; seconds since it was
+    written, by the clock of whoever keeps it.
+    """
+
+    name: str
+    bytes: int
+    age_s: float
+
+
+class Mirror(Protocol):
+    """A second place for the files of one work folder, so that a machine that loses it goes on from there.
+
+    Names are relative POSIX paths. A file appears under its name only when it is complete.
+    """
+
+    def names(self) -> list[str]:
+        """Names of all files there, sorted."""
+
+    def send(self, name: str, path: Path) -> None:
+        """Copy a file there, replacing one of that name. Raises StoreError."""
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file from there to `path`, atomically. Raises StoreError."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file there; it is no error when there is none."""
 
 
 class Store(Protocol):
@@ -15,6 +48,9 @@ class Store(Protocol):
     @property
     def root(self) -> str:
         """Where the store lives: a folder, or `s3://bucket/prefix`."""
+
+    def check(self) -> None:
+        """Raise StoreError, saying what is wrong, when the store cannot be read and written."""
 
     def put_file(self, path: Path) -> ObjectRef:
         """Store a file's bytes. Raises DiskFullError or StoreError; a failed write leaves nothing behind."""
@@ -32,13 +68,42 @@ class Store(Protocol):
         """Write a JSON document atomically."""
 
     def get_document(self, key: str) -> str | None:
-        """Read a JSON document, or None when there is none."""
+        """Read a JSON document, or None when there is none. Raises DamagedError when its bytes are not those written."""
+
+    def swap_document(self, key: str, old: str | None, new: str) -> bool:
+        """Write `new` only if the document still is `old` (None: does not exist); False when it is not.
+
+        Of several that swap at once, one gets True. Texts must be unique (carry an owner), or a change and its
+        reversal in between go unnoticed.
+        """
 
     def list_documents(self, prefix: str) -> list[str]:
         """Keys that start with `prefix`, sorted."""
 
+    def documents(self, prefix: str) -> Iterator[Entry]:
+        """Documents whose keys start with `prefix`, with their ages."""
+
+    def delete_document(self, key: str) -> None:
+        """Remove a document; it is no error when there is none."""
+
+    def objects(self) -> Iterator[Entry]:
+        """Every stored object, with its age: seconds since it was last written, or found to be stored already."""
+
+    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
+        """Remove an object unless it has become younger than `min_age_s` meanwhile; True when it was removed."""
+
     def work_folder(self, key: str) -> Path:
         """A local scratch folder that outlives the process; checkpoints of a stage live here under its cache key."""
+
+    def mirror(self, key: str) -> Mirror | None:
+        """Where the work folder's checkpoints are kept besides; None when the store is on this very disk."""
+
+
+def object_name(sha256: str) -> str:
+    """Relative place of an object, `objects/<first two digits>/<sha256>`. Raises StoreError for anything else."""
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise StoreError(f"expected a SHA-256 in hex, found {sha256!r}")
+    return f"objects/{sha256[:2]}/{sha256}"
 
 
 def put_folder(store: Store, folder: Path) -> FolderRef:

@@ -5,28 +5,56 @@ layout's version.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from artifacts_schema.references import ObjectRef
-from steps.errors import DiskFullError, StoreError
+from steps.errors import DamagedError, DiskFullError, StoreError
+from steps.store.base import Entry, Mirror, object_name
 
 LAYOUT_VERSION = 1
 _CHUNK = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class HashingWriter:
+    """Writes to a file and hashes what it writes. It cannot seek, so that bytes can only come in order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        self._digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of everything written so far."""
+        return self._digest.hexdigest()
 
 
 class LocalStore:
     """See `steps.store.base.Store`."""
 
-    def __init__(self, root: Path) -> None:
-        """Open or create the store. Raises StoreError for a layout this version cannot read."""
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        """Open or create the store. Raises StoreError for a layout this version cannot read.
+
+        `durable = False` leaves out the flush to disk: for a cache, whose objects are verified at every read and can
+        be fetched again.
+        """
         self.folder = root.resolve()
+        self._durable = durable
         try:
             for name in ("objects", "documents", "work"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -39,27 +67,47 @@ class LocalStore:
         """The store's folder."""
         return str(self.folder)
 
+    def check(self) -> None:
+        """See Store."""
+        for folder in (self.folder / "documents", self.folder / "work"):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StoreError(f"the store {self.folder} is read-only: cannot write to {folder}")
+        with self._partial() as partial:
+            partial.write_bytes(b"probe")
+
     def put_file(self, path: Path) -> ObjectRef:
         """See Store."""
-        with self._partial() as partial:
-            digest, size = hashlib.sha256(), 0
-            with path.open("rb") as source, partial.open("wb") as target:
+
+        def copy(target: HashingWriter) -> None:
+            with path.open("rb") as source:
                 while chunk := source.read(_CHUNK):
-                    digest.update(chunk)
                     target.write(chunk)
-                    size += len(chunk)
-                target.flush()
-                os.fsync(target.fileno())
-            return self._publish(partial, digest.hexdigest(), size)
+
+        return self.put_stream(copy)
 
     def put_bytes(self, data: bytes) -> ObjectRef:
         """See Store."""
+        return self.put_stream(lambda target: target.write(data))
+
+    def put_stream(
+        self, write: Callable[[HashingWriter], object], *, expected: str | None = None
+    ) -> ObjectRef:
+        """Store what `write` writes. Raises DamagedError, and keeps nothing, when its hash is not `expected`."""
         with self._partial() as partial:
-            with partial.open("wb") as target:
-                target.write(data)
-                target.flush()
-                os.fsync(target.fileno())
-            return self._publish(partial, hashlib.sha256(data).hexdigest(), len(data))
+            with partial.open("wb") as file:
+                target = HashingWriter(file)
+                write(target)
+                if self._durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if expected not in (None, target.sha256):
+                raise DamagedError(f"expected bytes of SHA-256 {expected}, found {target.sha256}")
+            final = self._object(target.sha256)
+            with self._locked("objects"):
+                final.parent.mkdir(exist_ok=True)
+                partial.chmod(0o444)
+                partial.replace(final)  # also renews the age of an object that was there already
+            return ObjectRef(uri=f"sha256:{target.sha256}", sha256=target.sha256, bytes=target.size)
 
     def path_of(self, ref: ObjectRef) -> Path:
         """See Store."""
@@ -71,7 +119,7 @@ class LocalStore:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != ref.sha256:
-            raise StoreError(
+            raise DamagedError(
                 f"object {ref.sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
                 f"delete {path} and rerun the stage that made it"
             )
@@ -84,21 +132,58 @@ class LocalStore:
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
         path = self._document(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with self._partial() as partial:
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
 
     def get_document(self, key: str) -> str | None:
         """See Store."""
-        path = self._document(key)
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        try:
+            return self._document(key).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def swap_document(self, key: str, old: str | None, new: str) -> bool:
+        """See Store. The swap happens under a file lock, which also holds on NFS 4."""
+        with self._locked("documents"):
+            if self.get_document(key) != old:
+                return False
+            self.put_document(key, new)
+            return True
 
     def list_documents(self, prefix: str) -> list[str]:
         """See Store."""
+        return sorted(entry.name for entry in self.documents(prefix))
+
+    def documents(self, prefix: str) -> Iterator[Entry]:
+        """See Store."""
         folder = self.folder / "documents"
-        keys = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.json")]
-        return sorted(key for key in keys if key.startswith(prefix))
+        for path in folder.rglob("*.json"):
+            key = path.relative_to(folder).as_posix().removesuffix(".json")
+            if key.startswith(prefix):
+                yield from _entry(key, path)
+
+    def delete_document(self, key: str) -> None:
+        """See Store."""
+        self._document(key).unlink(missing_ok=True)
+
+    def objects(self) -> Iterator[Entry]:
+        """See Store. Partial files that a killed process left count as well, under their own names."""
+        for path in (self.folder / "objects").rglob("*"):
+            if path.is_file():
+                yield from _entry(path.name, path)
+
+    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
+        """See Store."""
+        partial = sha256.startswith(".partial-")
+        path = self._inside(self.folder / "objects", sha256) if partial else self._object(sha256)
+        with self._locked("objects"):
+            for entry in _entry(sha256, path):
+                if entry.age_s >= min_age_s:
+                    path.unlink()
+                    return True
+        return False
 
     def work_folder(self, key: str) -> Path:
         """See Store."""
@@ -106,10 +191,12 @@ class LocalStore:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def mirror(self, key: str) -> Mirror | None:
+        """See Store: the work folder and the store share a disk."""
+        return None
+
     def _object(self, sha256: str) -> Path:
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-            raise StoreError(f"expected a SHA-256 in hex, found {sha256!r}")
-        return self.folder / "objects" / sha256[:2] / sha256
+        return self.folder / object_name(sha256)
 
     def _document(self, key: str) -> Path:
         return self._inside(self.folder / "documents", f"{key}.json")
@@ -120,6 +207,17 @@ class LocalStore:
         if not path.is_relative_to(folder):
             raise StoreError(f"key {key!r} leads out of the store")
         return path
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Hold the one lock on `objects` or `documents`; for moments only."""
+        try:
+            file = (self.folder / f".{name}.lock").open("ab")
+        except OSError as error:
+            raise self._translate(error) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def _partial(self) -> Iterator[Path]:
@@ -137,15 +235,8 @@ class LocalStore:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _publish(self, partial: Path, sha256: str, size: int) -> ObjectRef:
-        final = self._object(sha256)
-        final.parent.mkdir(exist_ok=True)
-        partial.chmod(0o444)
-        partial.replace(final)
-        return ObjectRef(uri=f"sha256:{sha256}", sha256=sha256, bytes=size)
-
     def _translate(self, error: OSError) -> StoreError:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _NO_SPACE:
             free = shutil.disk_usage(self.folder).free
             return DiskFullError(
                 f"no space left in {self.folder} ({free >> 20} MiB free); free some and resume"
@@ -158,8 +249,20 @@ class LocalStore:
             with self._partial() as partial:
                 partial.write_text(json.dumps({"version": LAYOUT_VERSION}))
                 partial.replace(path)
-        found = json.loads(path.read_text()).get("version")
-        if found != LAYOUT_VERSION:
-            raise StoreError(
-                f"the store {self.folder} has layout version {found}, this program reads {LAYOUT_VERSION}"
-            )
+        check_layout(path.read_text(encoding="utf-8"), self.root)
+
+
+def check_layout(text: str, root: str) -> None:
+    """Refuse a store whose layout this version cannot read."""
+    found = json.loads(text).get("version")
+    if found != LAYOUT_VERSION:
+        raise StoreError(f"the store {root} has layout version {found}, this program reads {LAYOUT_VERSION}")
+
+
+def _entry(name: str, path: Path) -> Iterator[Entry]:
+    """The entry of a file, or nothing when it went away meanwhile."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    yield Entry(name, found.st_size, time.time() - found.st_mtime)

@@ -125,6 +125,22 @@ def test_refused_configuration_is_one_clean_message(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_a_store_that_does_not_answer_fails_before_any_work(tmp_path: Path) -> None:
+    config = tmp_path / "s3.toml"
+    store = '[store]\nroot = "s3://bucket/x"\nendpoint = "http://127.0.0.1:9"\nattempts = 1\n'
+    config.write_text(SMOKE.read_text() + store)
+    secret = "WITHHELD0123456789"
+    result = run(
+        tmp_path / "home", "--config", "config", "s3.toml", "run",
+        AWS_ACCESS_KEY_ID="AKIDEXAMPLE", AWS_SECRET_ACCESS_KEY=secret, AWS_DEFAULT_REGION="us-east-1",
+    )  # fmt: skip
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3" in output
+    assert "start: cache" not in output
+    assert secret not in output
+
+
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     result = run(tmp_path / "home", "--help")
     assert result.returncode == 0

@@ -2,19 +2,13 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
-from steps.store import LocalStore
+from steps.store import Store
 from steps.store.cache import StageKey, cached_stage
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
 
 
 def key(**changes: object) -> StageKey:
@@ -32,7 +26,7 @@ def key(**changes: object) -> StageKey:
 class Stage:
     """Counts how often it ran."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store, self.runs = store, 0
 
     def __call__(self) -> TrainingRecord:
@@ -42,7 +36,7 @@ class Stage:
         return TrainingRecord(stage="robust_training", weights=weights, iterations=1, batch_size=1)
 
 
-def test_second_run_hits(store: LocalStore) -> None:
+def test_second_run_hits(store: Store) -> None:
     stage = Stage(store)
     first, second = cached_stage(store, key(), stage), cached_stage(store, key(), stage)
     assert (first.hit, second.hit, stage.runs) == (False, True, 1)
@@ -54,27 +48,27 @@ def test_second_run_hits(store: LocalStore) -> None:
     [{"version": 2}, {"config": {"lr": 2e-4}}, {"inputs": ["b"]}, {"seed": 1}, {"extra": {"threads": 4}}],
     ids=lambda change: next(iter(change)),
 )
-def test_any_part_of_the_key_misses(store: LocalStore, change: dict[str, object]) -> None:
+def test_any_part_of_the_key_misses(store: Store, change: dict[str, object]) -> None:
     stage = Stage(store)
     cached_stage(store, key(), stage)
     assert not cached_stage(store, key(**change), stage).hit
 
 
-def test_disabled_cache_runs_again(store: LocalStore) -> None:
+def test_disabled_cache_runs_again(store: Store) -> None:
     stage = Stage(store)
     cached_stage(store, key(), stage)
     assert not cached_stage(store, key(), stage, enabled=False).hit
     assert stage.runs == 2
 
 
-def test_record_without_its_object_is_a_miss(store: LocalStore) -> None:
+def test_record_without_its_object_is_a_miss(store: Store) -> None:
     stage = Stage(store)
     record = cached_stage(store, key(), stage).record
-    store.path_of(record.weights).unlink()
+    store.delete_object(record.weights.sha256)
     assert not cached_stage(store, key(), stage).hit
 
 
-def test_failed_stage_leaves_no_record(store: LocalStore) -> None:
+def test_failed_stage_leaves_no_record(store: Store) -> None:
     def fail() -> TrainingRecord:
         raise RuntimeError("boom")
 
@@ -83,7 +77,7 @@ def test_failed_stage_leaves_no_record(store: LocalStore) -> None:
     assert not cached_stage(store, key(), Stage(store)).hit
 
 
-def test_two_runs_work_on_one_key_once(store: LocalStore) -> None:
+def test_two_runs_work_on_one_key_once(store: Store) -> None:
     stage = Stage(store)
 
     def slow() -> TrainingRecord:

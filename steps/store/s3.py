@@ -1,0 +1,221 @@
+"""A store in an S3 bucket, with a local cache.
+
+Layout below the prefix: `objects/<first two hex digits>/<sha256>`, `documents/<key>.json`, `work/<key>/<file>` (the
+checkpoints of unfinished stages) and `layout.json`. Objects are downloaded once into a local folder and verified there
+at every read; scratch files stay local.
+"""
+
+import logging
+import uuid
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import botocore.exceptions
+
+from artifacts_schema.config import StoreConfig
+from artifacts_schema.references import ObjectRef
+from steps.errors import DamagedError, StoreError
+from steps.store.base import Entry, Mirror, object_name
+from steps.store.local import LAYOUT_VERSION, LocalStore, check_layout
+from steps.store.s3_bucket import Bucket, age_s
+from steps.store.s3_client import code_of, is_absent
+
+logger = logging.getLogger(__name__)
+_FRESH_S = (
+    1800.0  # an object that is stored again is written again when it is older, so that nobody collects it
+)
+
+
+class S3Store:
+    """See `steps.store.base.Store`."""
+
+    def __init__(self, config: StoreConfig, local: Path) -> None:
+        """`local` is the folder for cache and scratch files. No request is made before the store is used."""
+        self.bucket = Bucket(config)
+        self.local = LocalStore(local, durable=False)
+
+    @property
+    def root(self) -> str:
+        """`s3://bucket/prefix`."""
+        return str(self.bucket.location)
+
+    def check(self) -> None:
+        """See Store: bucket, layout, and the rights to write, read, list and remove."""
+        self.local.check()
+        self.bucket.require()
+        self._check_layout()
+        key = f"probes/{uuid.uuid4().hex}"
+        self.put_document(key, '{"probe": true}')
+        if self.get_document(key) is None or self.list_documents(key) != [key]:
+            raise StoreError(f"{self.root} does not show what was just written to it; it cannot hold a store")
+        self.delete_document(key)
+
+    def put_file(self, path: Path) -> ObjectRef:
+        """See Store."""
+        return self._send(self.local.put_file(path))
+
+    def put_bytes(self, data: bytes) -> ObjectRef:
+        """See Store."""
+        return self._send(self.local.put_bytes(data))
+
+    def path_of(self, ref: ObjectRef) -> Path:
+        """See Store. Downloads the object unless the local cache has it."""
+        if self.local.has(ref.sha256):
+            try:
+                return self.local.path_of(ref)
+            except DamagedError as error:
+                logger.warning("%s; fetching it again", error)
+                self.local.delete_object(ref.sha256)
+        name = object_name(ref.sha256)
+
+        def download() -> None:
+            self.local.put_stream(
+                lambda target: self.bucket.fetch(name, target, ref.bytes), expected=ref.sha256
+            )
+
+        try:
+            self.bucket.attempt(f"reading object {ref.sha256}", download)
+        except botocore.exceptions.ClientError as error:
+            raise StoreError(
+                f"object {ref.sha256} is not in the store {self.root}; rerun the stage that made it"
+            ) from error
+        return self.local.folder / name
+
+    def has(self, sha256: str) -> bool:
+        """See Store: asks the server, whatever the local cache holds."""
+        return self.bucket.head(object_name(sha256)) is not None
+
+    def put_document(self, key: str, text: str) -> None:
+        """See Store."""
+        self.bucket.write(_document(key), text)
+
+    def get_document(self, key: str) -> str | None:
+        """See Store."""
+        found = self.bucket.read(_document(key))
+        return found[0] if found else None
+
+    def swap_document(self, key: str, old: str | None, new: str) -> bool:
+        """See Store. On a server without conditional writes two that swap at once can both get True."""
+        found = self.bucket.read(_document(key))
+        if (found[0] if found else None) != old:
+            return False
+        if not self.has_conditional_writes:
+            self.put_document(key, new)
+            return self.get_document(key) == new
+        condition = {"IfMatch": found[1]} if found else {"IfNoneMatch": "*"}
+        try:
+            self.bucket.write(_document(key), new, **condition)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) != "PreconditionFailed" and not is_absent(error):
+                raise
+            # Perhaps a first try of ours came through and only its answer was lost.
+            return self.get_document(key) == new
+        return True
+
+    @cached_property
+    def has_conditional_writes(self) -> bool:
+        """True when the server refuses a second conditional creation; asked once, with a key of its own."""
+        key = f"probes/{uuid.uuid4().hex}"
+        works = False
+        try:
+            for number in range(2):
+                self.bucket.write(_document(key), f'{{"probe": {number}}}', IfNoneMatch="*")
+        except botocore.exceptions.ClientError as error:
+            works = code_of(error) == "PreconditionFailed"
+        except StoreError as error:
+            if "NotImplemented" not in str(error):
+                raise
+        self.delete_document(key)
+        if not works:
+            logger.warning(
+                "%s has no conditional writes: two runs may do the same work at once, and of two that promote at "
+                "once the last wins", self.root,
+            )  # fmt: skip
+        return works
+
+    def list_documents(self, prefix: str) -> list[str]:
+        """See Store."""
+        return sorted(entry.name for entry in self.documents(prefix))
+
+    def documents(self, prefix: str) -> Iterator[Entry]:
+        """See Store."""
+        for entry in self.bucket.list(f"documents/{prefix}"):
+            if entry.name.endswith(".json"):
+                key = entry.name.removeprefix("documents/").removesuffix(".json")
+                yield Entry(key, entry.bytes, entry.age_s)
+
+    def delete_document(self, key: str) -> None:
+        """See Store."""
+        self.bucket.remove(_document(key))
+
+    def objects(self) -> Iterator[Entry]:
+        """See Store."""
+        for entry in self.bucket.list("objects/"):
+            yield Entry(entry.name.rpartition("/")[2], entry.bytes, entry.age_s)
+
+    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
+        """See Store. Asks for the age right before; S3 has no removal that depends on it."""
+        found = self.bucket.head(object_name(sha256))
+        if found is None or age_s(found) < min_age_s:
+            return False
+        self.bucket.remove(object_name(sha256))
+        self.local.delete_object(sha256)
+        return True
+
+    def work_folder(self, key: str) -> Path:
+        """See Store: always local."""
+        return self.local.work_folder(key)
+
+    def mirror(self, key: str) -> Mirror | None:
+        """See Store."""
+        return S3Mirror(self.bucket, f"work/{_safe(key)}/")
+
+    def _send(self, ref: ObjectRef) -> ObjectRef:
+        """Send an object from the local cache, unless the server has it whole and recently written."""
+        name = object_name(ref.sha256)
+        found = self.bucket.head(name)
+        if found is None or found["ContentLength"] != ref.bytes or age_s(found) > _FRESH_S:
+            self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
+        return ref
+
+    def _check_layout(self) -> None:
+        found = self.bucket.read("layout.json")
+        if found is None:
+            self.bucket.write("layout.json", f'{{"version": {LAYOUT_VERSION}}}')
+        else:
+            check_layout(found[0], self.root)
+
+
+class S3Mirror:
+    """See `steps.store.base.Mirror`: the work folder's files below `work/<key>/` in the bucket."""
+
+    def __init__(self, bucket: Bucket, prefix: str) -> None:
+        self._bucket, self._prefix = bucket, prefix
+
+    def names(self) -> list[str]:
+        """See Mirror."""
+        return [entry.name.removeprefix(self._prefix) for entry in self._bucket.list(self._prefix)]
+
+    def send(self, name: str, path: Path) -> None:
+        """See Mirror."""
+        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}")
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See Mirror. Whether the bytes are right is for the reader to check: a checkpoint names its hashes."""
+        self._bucket.fetch_file(self._prefix + _safe(name), path)
+
+    def remove(self, name: str) -> None:
+        """See Mirror."""
+        self._bucket.remove(self._prefix + _safe(name))
+
+
+def _safe(key: str) -> str:
+    """The key, if it stays below the place it is meant for."""
+    if key.startswith("/") or ".." in key.split("/"):
+        raise StoreError(f"key {key!r} leads out of the store")
+    return key
+
+
+def _document(key: str) -> str:
+    return f"documents/{_safe(key)}.json"

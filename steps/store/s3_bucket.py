@@ -1,0 +1,180 @@
+"""What the S3 store does with names inside its bucket, whatever they mean: send, fetch, read, write, list, remove.
+
+Every request goes through `s3_client.attempt`. Names are relative to the location's prefix.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+from tqdm import tqdm
+
+from artifacts_schema.config import StoreConfig
+from steps.errors import DamagedError, StoreError
+from steps.store.base import Entry
+from steps.store.local import HashingWriter
+from steps.store.s3_client import Location, attempt, make_client
+
+SHOWN_BYTES = 64 << 20  # larger transfers show a progress bar
+TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
+
+
+class Bucket:
+    """A bucket below a prefix. No request is made before it is used; raises StoreError that says what to do."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.location = Location.parse(config.root)
+        self._config = config
+        self._extra: dict[str, str] = {}
+        if config.encryption != "none":
+            self._extra["ServerSideEncryption"] = config.encryption
+        if config.kms_key is not None:
+            self._extra["SSEKMSKeyId"] = config.kms_key
+
+    @cached_property
+    def client(self) -> Any:
+        """boto3's S3 client; made on first use."""
+        return make_client(self._config)
+
+    def attempt(self, what: str, action: Callable[[], Any]) -> Any:
+        """See `s3_client.attempt`."""
+        return attempt(what, self.location, self._config.attempts, action)
+
+    def require(self) -> None:
+        """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written."""
+        try:
+            self.attempt("finding the bucket", lambda: self.client.head_bucket(Bucket=self.location.bucket))
+        except botocore.exceptions.ClientError as error:
+            raise StoreError(
+                f"bucket {self.location.bucket} does not exist; create it or correct store.root"
+            ) from error
+
+    def head(self, name: str) -> Any:
+        """The answer to HEAD, or None when there is no such name."""
+        try:
+            return self.attempt(f"asking for {name}", lambda: self.client.head_object(**self._address(name)))
+        except botocore.exceptions.ClientError:
+            return None
+
+    def send(self, name: str, path: Path, what: str) -> None:
+        """Send a file; boto3 adds a checksum, the server refuses bytes that do not fit it. `what` is for errors."""
+        size = path.stat().st_size
+
+        def upload() -> None:
+            with _bar("upload", size) as tick:
+                self.client.upload_file(
+                    str(path),
+                    **self._address(name),
+                    ExtraArgs=dict(self._extra),
+                    Callback=tick,
+                    Config=TRANSFER,
+                )
+
+        self.attempt(what, upload)
+        found = self.head(name)
+        if found is None or found["ContentLength"] != size:
+            raise StoreError(f"{what} in {self.location}: the server does not show all {size} bytes of it")
+
+    def fetch(self, name: str, target: HashingWriter, size: int = 0) -> None:
+        """Write a name's bytes to `target`, once and in order. To be called within `attempt`."""
+        with _bar("download", size) as tick:
+            self.client.download_fileobj(
+                **self._address(name), Fileobj=target, Callback=tick, Config=TRANSFER
+            )
+
+    def fetch_file(self, name: str, path: Path) -> None:
+        """A file with a name's bytes; it appears when it is complete. Raises StoreError when there is no such name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def download() -> None:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+                partial = Path(folder) / "file"
+                with partial.open("wb") as file:
+                    self.fetch(name, HashingWriter(file))
+                partial.replace(path)
+
+        try:
+            self.attempt(f"fetching {name}", download)
+        except botocore.exceptions.ClientError as error:
+            raise StoreError(f"{name} is not in {self.location}") from error
+
+    def write(self, name: str, text: str, **condition: str) -> None:
+        """Write a text. With a condition, a refusal passes through as the ClientError it is."""
+        data = text.encode()
+        # The hash goes with it: a body that is damaged on its way back is recognised on any server.
+        extra = self._extra | condition | {"ContentType": "application/json"}
+        self.attempt(
+            f"writing {name}",
+            lambda: self.client.put_object(
+                **self._address(name),
+                Body=data,
+                Metadata={"sha256": hashlib.sha256(data).hexdigest()},
+                **extra,
+            ),
+        )
+
+    def read(self, name: str) -> tuple[str, str] | None:
+        """Text and ETag, or None when there is no such name. Raises DamagedError when the hash is wrong."""
+
+        def get() -> tuple[str, str]:
+            answer = self.client.get_object(**self._address(name))
+            data = answer["Body"].read()
+            expected = answer["Metadata"].get("sha256")
+            if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise DamagedError(f"{name} does not have the hash it was written with")
+            return data.decode(), answer["ETag"]
+
+        try:
+            found: tuple[str, str] = self.attempt(f"reading {name}", get)
+            return found
+        except botocore.exceptions.ClientError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Names that start with `prefix`, in order."""
+        start = self.location.key("")
+        arguments = {"Bucket": self.location.bucket, "Prefix": self.location.key(prefix)}
+        while True:
+            answer = self.attempt(f"listing {prefix}", lambda: self.client.list_objects_v2(**arguments))
+            now = _server_time(answer)
+            for item in answer.get("Contents", ()):
+                age = (now - item["LastModified"]).total_seconds()
+                yield Entry(item["Key"].removeprefix(start), item["Size"], age)
+            if not answer.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def remove(self, name: str) -> None:
+        """Remove a name; it is no error when there is none."""
+        self.attempt(f"removing {name}", lambda: self.client.delete_object(**self._address(name)))
+
+    def _address(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.location.bucket, "Key": self.location.key(name)}
+
+
+def age_s(answer: Any) -> float:
+    """Seconds since a name was written, from the answer to HEAD and by the server's clock."""
+    return float((_server_time(answer) - answer["LastModified"]).total_seconds())
+
+
+def _server_time(answer: Any) -> datetime:
+    text = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(text) if text else datetime.now(UTC)
+
+
+@contextmanager
+def _bar(description: str, size: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on standard error for transfers that take their time."""
+    if size < SHOWN_BYTES:
+        yield lambda _: None
+        return
+    with tqdm(total=size, desc=description, unit="B", unit_scale=True, mininterval=1.0) as bar:
+        yield bar.update

@@ -1,0 +1,185 @@
+"""What every request to S3 shares: where, how often tried, and errors that say what to do.
+
+Credentials come from boto3's usual chain (environment, shared files, container, instance) and are never read, kept or
+printed here.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import boto3
+import botocore.exceptions
+import urllib3.exceptions
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+from artifacts_schema.config import StoreConfig
+from steps.errors import ConfigError, DamagedError, StoreError
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+SCHEME = "s3://"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+# Not retried by botocore, but the same request can succeed: the bytes were damaged on their way, or others wrote.
+_AGAIN = {
+    "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "ConditionalRequestConflict",
+    "OperationAborted", "IncompleteBody", "RequestTimeout", "InternalError", "SlowDown", "ServiceUnavailable", "500",
+    "502", "503", "504", "MalformedXML", "InvalidPart", "NoSuchUpload",
+}  # fmt: skip
+_BROKEN = (
+    botocore.exceptions.HTTPClientError,  # connection refused, reset, time-out, body cut short
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    ResponseParserError,
+    botocore.exceptions.FlexibleChecksumError,
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+    DamagedError,
+)
+_FAILURES = (
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+    urllib3.exceptions.HTTPError,
+    Boto3Error,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A bucket, and the prefix below which everything of one project lies ("" or without slashes at its ends)."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, root: str) -> "Location":
+        """From `s3://bucket/prefix`. Raises ConfigError for anything else."""
+        bucket, _, prefix = root.removeprefix(SCHEME).partition("/")
+        prefix = prefix.strip("/")
+        if not root.startswith(SCHEME) or not _BUCKET.fullmatch(bucket) or ".." in prefix.split("/"):
+            # The text is not repeated: somebody may have put keys into it.
+            raise ConfigError("store.root must be a folder or s3://bucket/prefix, without keys or host in it")
+        return cls(bucket, prefix)
+
+    def key(self, name: str) -> str:
+        """The object key of a name inside the store."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def __str__(self) -> str:
+        return SCHEME + "/".join(filter(None, (self.bucket, self.prefix)))
+
+
+def make_client(config: StoreConfig) -> Any:
+    """A client with adaptive retries and time-outs. Its signature also covers the bodies it sends."""
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=config.endpoint,
+        config=Config(
+            connect_timeout=min(10.0, config.timeout_s),
+            read_timeout=config.timeout_s,
+            retries={"mode": "adaptive", "total_max_attempts": config.attempts},
+            max_pool_connections=16,
+            # A server of one's own rarely has a wildcard DNS entry for buckets.
+            s3={"addressing_style": "path" if _own_server(config) else "auto"},
+        ),
+    )
+
+
+def _own_server(config: StoreConfig) -> bool:
+    return bool(
+        config.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+
+
+def is_absent(error: botocore.exceptions.ClientError) -> bool:
+    """True when the answer was that there is no such key."""
+    return error.response.get("Error", {}).get("Code") in _ABSENT
+
+
+def code_of(error: BaseException) -> str:
+    """The server's error code, or the class of a failure on this side."""
+    if isinstance(error, botocore.exceptions.ClientError):
+        return str(error.response.get("Error", {}).get("Code", "unknown"))
+    return type(error).__name__
+
+
+def attempt(what: str, location: Location, tries: int, action: Callable[[], Result]) -> Result:
+    """Call `action`, and again after a fault on the way (botocore only retries until an answer's first byte).
+
+    Raises StoreError saying what was tried; an answer that a key does not exist passes through as it is.
+    """
+    wait_s = 0.1
+    for number in range(1, tries + 1):
+        try:
+            return action()
+        except botocore.exceptions.ClientError as error:
+            if is_absent(error) or code_of(error) == "PreconditionFailed":
+                raise
+            if code_of(error) not in _AGAIN or number == tries:
+                raise explain(error, what, location) from error
+            failure: Exception = error
+        except _BROKEN as error:
+            if number == tries:
+                raise explain(error, what, location) from error
+            failure = error
+        except _FAILURES as error:
+            cause = error.__cause__ or error.__context__
+            if number == tries or not _is_passing(error, cause):
+                raise explain(error, what, location) from error
+            failure = error
+        logger.warning("%s failed (%s), try %d of %d follows", what, code_of(failure), number + 1, tries)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 5.0)
+    raise AssertionError("unreachable")
+
+
+def _is_passing(error: BaseException, cause: BaseException | None) -> bool:
+    """The transfer manager wraps what happened: look at the cause."""
+    if isinstance(cause, botocore.exceptions.ClientError):
+        return code_of(cause) in _AGAIN
+    return (
+        isinstance(cause, _BROKEN)
+        or "RetriesExceeded" in type(error).__name__
+        or any(f"({code})" in str(error) for code in _AGAIN)
+    )
+
+
+_ADVICE = {
+    "NoSuchBucket": "the bucket does not exist; create it or correct store.root",
+    "AccessDenied": "these credentials may not do that; the policy in infra/s3 lists what a run needs",
+    "403": "these credentials may not do that, or are wrong; the policy in infra/s3 lists what a run needs",
+    "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID and the endpoint",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the session token has expired; get a new one",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "NoCredentialsError": "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile",
+    "PartialCredentialsError": "the credentials are incomplete; set both keys",
+    "EndpointConnectionError": "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3",
+    "NoRegionError": "there is no region; set AWS_DEFAULT_REGION",
+    "DamagedError": "what arrived is not what was stored, every time",
+    "QuotaExceeded": "the bucket is full; free some and resume",
+}
+
+
+def explain(error: BaseException, what: str, location: Location) -> StoreError:
+    """A StoreError that says what was tried, what came back and what to do. Never holds keys or signatures."""
+    code = code_of(error)
+    advice = _ADVICE.get(code)
+    if advice is None:
+        detail: Any = error
+        if isinstance(error, botocore.exceptions.ClientError):
+            detail = error.response.get("Error", {}).get("Message", "")
+        # A signed URL must never reach a log.
+        advice = re.sub(r"\?\S+", "?...", str(detail)) or "see the server's log"
+    kind = DamagedError if isinstance(error, DamagedError) else StoreError
+    return kind(f"{what} in {location} failed: {code}: {advice}")

@@ -1,0 +1,283 @@
+"""What is special about the S3 store, against a real server: transfers, the local cache, clear errors, encryption."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
+from artifacts_schema.references import ObjectRef
+from infra.local.seaweedfs import Identity, Server
+from steps.errors import ConfigError, DamagedError, StoreError
+from steps.store import LocalStore, get_bytes, open_store, s3_bucket
+from steps.store import s3 as s3_module
+from steps.store.s3 import S3Store
+from steps.store.s3_client import Location
+from tests.conftest import BUCKET, READER, RUNNER, MakeS3
+
+
+def use(monkeypatch: pytest.MonkeyPatch, server: Server, identity: Identity) -> None:
+    for name, value in server.environment(identity).items():
+        monkeypatch.setenv(name, value)
+
+
+def overwrite(store: S3Store, ref: ObjectRef, data: bytes) -> None:
+    """Change an object behind the store's back."""
+    key = store.bucket.location.key(f"objects/{ref.sha256[:2]}/{ref.sha256}")
+    store.bucket.client.put_object(Bucket=BUCKET, Key=key, Body=data)
+
+
+def test_large_file_goes_there_and_back_in_parts(make_s3: MakeS3, tmp_path: Path) -> None:
+    data = os.urandom(40 << 20)  # three parts
+    (tmp_path / "weights").write_bytes(data)
+    here = make_s3("large", local="here")
+    ref = here.put_file(tmp_path / "weights")
+    there = make_s3("large", local="there")
+    assert there.path_of(ref).read_bytes() == data
+    head = here.bucket.client.head_object(
+        Bucket=BUCKET, Key=here.bucket.location.key(f"objects/{ref.sha256[:2]}/{ref.sha256}")
+    )
+    assert head["ETag"].strip('"').endswith("-3")
+
+
+def test_large_transfers_show_their_progress(
+    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3_bucket, "SHOWN_BYTES", 1000)
+    ref = make_s3("progress", local="a").put_bytes(b"x" * 2000)
+    make_s3("progress", local="b").path_of(ref)
+    shown = capsys.readouterr().err
+    assert "upload: 100%" in shown
+    assert "download: 100%" in shown
+
+
+def test_an_object_is_downloaded_once(make_s3: MakeS3) -> None:
+    ref = make_s3("once", local="a").put_bytes(b"weights")
+    store = make_s3("once", local="b")
+    path = store.path_of(ref)
+    store.delete_object(ref.sha256)
+    store.local.put_bytes(b"weights")
+    assert store.path_of(ref) == path  # the server has it no more
+
+
+def test_damaged_cache_is_fetched_again(make_s3: MakeS3, caplog: pytest.LogCaptureFixture) -> None:
+    store = make_s3()
+    ref = store.put_bytes(b"weights")
+    path = store.path_of(ref)
+    path.chmod(0o644)
+    path.write_bytes(b"weightz")
+    assert get_bytes(store, ref) == b"weights"
+    assert "damaged" in caplog.text
+
+
+def test_object_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
+    store = make_s3("damaged", local="a")
+    ref = store.put_bytes(b"weights")
+    overwrite(store, ref, b"weightz")
+    other = make_s3("damaged", local="b")
+    with pytest.raises(DamagedError, match=ref.sha256):
+        other.path_of(ref)
+    assert list(other.local.objects()) == []
+
+
+def test_object_cut_short_on_the_server_is_stored_again(make_s3: MakeS3) -> None:
+    store = make_s3("short", local="a")
+    ref = store.put_bytes(b"weights")
+    overwrite(store, ref, b"wei")
+    store.put_bytes(b"weights")
+    assert get_bytes(make_s3("short", local="b"), ref) == b"weights"
+
+
+def test_document_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
+    store = make_s3()
+    store.put_document("stages/a/1", '{"lr": 1}')
+    key = store.bucket.location.key("documents/stages/a/1.json")
+    meta = store.bucket.client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+    store.bucket.client.put_object(Bucket=BUCKET, Key=key, Body=b'{"lr": 9}', Metadata=meta)
+    with pytest.raises(DamagedError, match="stages/a/1"):
+        store.get_document("stages/a/1")
+
+
+def test_an_old_object_is_renewed_when_it_is_stored_again(
+    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_s3()
+    sent: list[str] = []
+    send = store.bucket.send
+    monkeypatch.setattr(
+        store.bucket, "send", lambda name, path, what: (sent.append(name), send(name, path, what))
+    )
+    store.put_bytes(b"weights")
+    store.put_bytes(b"weights")
+    assert len(sent) == 1
+    monkeypatch.setattr(s3_module, "_FRESH_S", -10.0)
+    store.put_bytes(b"weights")
+    assert len(sent) == 2
+
+
+def test_projects_are_kept_apart_by_their_prefix(make_s3: MakeS3) -> None:
+    make_s3("project-a").put_document("key", "{}")
+    ref = make_s3("project-a").put_bytes(b"weights")
+    other = make_s3("project-b")
+    assert other.get_document("key") is None
+    assert not other.has(ref.sha256)
+    assert list(other.objects()) == []
+
+
+def test_long_lists_come_in_pages(make_s3: MakeS3) -> None:
+    store = make_s3()
+    for number in range(5):
+        store.put_document(f"stages/{number}", "{}")
+    store.bucket.client.meta.events.register(
+        "before-parameter-build.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=2)
+    )
+    assert store.list_documents("stages/") == [f"stages/{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"encryption": "AES256"}, {"ServerSideEncryption": "AES256"}),
+        (
+            {"encryption": "aws:kms", "kms_key": "key-1"},
+            {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "key-1"},
+        ),
+    ],
+    ids=["AES256", "kms"],
+)
+def test_encryption_is_asked_for_in_every_upload(
+    make_s3: MakeS3, values: dict[str, str], expected: dict[str, str]
+) -> None:
+    store = make_s3(**values)
+    asked: list[dict[str, Any]] = []
+
+    def record(params: dict[str, Any], **_: Any) -> None:
+        asked.append({name: params.pop(name) for name in list(params) if name in expected})
+
+    # The test server has no keys to encrypt with: what is asked for is taken out on its way.
+    for operation in ("PutObject", "CreateMultipartUpload"):
+        store.bucket.client.meta.events.register(f"before-parameter-build.s3.{operation}", record)
+    store.put_document("key", "{}")
+    store.put_bytes(b"small")
+    store.put_bytes(bytes(17 << 20))
+    assert asked == [expected] * 3
+
+
+def test_a_server_without_conditional_writes_is_told_of(
+    make_s3: MakeS3, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_s3()
+
+    def ignore(params: dict[str, Any], **_: Any) -> None:
+        params.pop("IfNoneMatch", None)
+        params.pop("IfMatch", None)
+
+    store.bucket.client.meta.events.register("before-parameter-build.s3.PutObject", ignore)
+    assert store.swap_document("champion", None, "a")
+    assert store.swap_document("champion", "a", "b")
+    assert not store.swap_document("champion", "a", "c")
+    assert caplog.text.count("no conditional writes") == 1
+
+
+def test_missing_bucket_is_named_before_any_work(make_s3: MakeS3) -> None:
+    with pytest.raises(StoreError, match="bucket no-such-bucket does not exist; create it"):
+        make_s3(root="s3://no-such-bucket/x").check()
+
+
+def test_missing_permission_is_said_before_any_work(
+    make_s3: MakeS3, s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, s3_server, READER)
+    with pytest.raises(StoreError, match=r"AccessDenied: these credentials may not do that"):
+        make_s3().check()
+
+
+def test_a_runner_needs_no_more_than_its_bucket(
+    make_s3: MakeS3, s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, s3_server, RUNNER)
+    store = make_s3()
+    store.check()
+    assert get_bytes(store, store.put_bytes(b"weights")) == b"weights"
+    with pytest.raises(StoreError, match="403|AccessDenied"):
+        make_s3(root="s3://another-bucket/x").check()
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("AWS_ACCESS_KEY_ID", "check AWS_ACCESS_KEY_ID|these credentials may not do that, or are wrong"),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "check AWS_SECRET_ACCESS_KEY|these credentials may not do that, or are wrong",
+        ),
+    ],
+)
+def test_wrong_keys_are_said_and_never_shown(
+    make_s3: MakeS3,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: str,
+    message: str,
+) -> None:
+    secret = "NOTTHEKEY0123456789"
+    monkeypatch.setenv(variable, secret)
+    with caplog.at_level("INFO"), pytest.raises(StoreError, match=message) as caught:
+        make_s3().check()
+    assert secret not in str(caught.value) + caplog.text
+
+
+def test_no_credentials_at_all(make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreError, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
+        make_s3().check()
+
+
+def test_server_that_does_not_answer(make_s3: MakeS3) -> None:
+    with pytest.raises(StoreError, match="the server does not answer; check store.endpoint"):
+        make_s3(endpoint="http://127.0.0.1:9", attempts=1).check()
+
+
+def test_newer_layout_is_refused(make_s3: MakeS3) -> None:
+    store = make_s3()
+    store.bucket.client.put_object(
+        Bucket=BUCKET, Key=store.bucket.location.key("layout.json"), Body=b'{"version": 99}'
+    )
+    with pytest.raises(StoreError, match="layout version 99"):
+        store.check()
+
+
+@pytest.mark.parametrize(
+    "root", ["s3:/bucket", "s3://", "s3://AKIA:secret@host/bucket", "s3://Upper/x", "s3://bucket/../other"]
+)
+def test_roots_that_are_no_bucket_are_refused_and_not_repeated(root: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="s3://bucket/prefix") as caught:
+        open_store(StoreConfig(root=root), tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "key"), [("s3://bucket", "a/b"), ("s3://bucket/", "a/b"), ("s3://bucket/p/q/", "p/q/a/b")]
+)
+def test_prefix(root: str, key: str) -> None:
+    assert Location.parse(root).key("a/b") == key
+    assert str(Location.parse(root)) == root.rstrip("/")
+
+
+def test_password_in_the_endpoint_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InvalidConfig, match="without user, password or path") as caught:
+        parse_config({"store": {"endpoint": "https://me:secret@host"}})
+    assert "secret" not in str(caught.value)
+
+
+def test_the_configuration_selects_the_store(tmp_path: Path) -> None:
+    assert isinstance(open_store(StoreConfig(root="a/b"), tmp_path), LocalStore)
+    store = open_store(StoreConfig(root="s3://bucket/prefix", local="c"), tmp_path)
+    assert isinstance(store, S3Store)
+    assert store.root == "s3://bucket/prefix"
+    assert store.work_folder("x").is_relative_to(tmp_path / "c")
