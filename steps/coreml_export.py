@@ -137,8 +137,9 @@ def _check(  # noqa: PLR0913 - the package, what it came from, and what it is tr
     if component == "text_encoder":
         samples, quantity = text_samples(base, pictures.captions), "hidden states"
     elif component == "unet":
-        samples = unet_samples(base, pictures, gates, batch=config.batch_size)
-        quantity = "recovered velocity"
+        velocity = isinstance(wrapper, UNetForExport) and wrapper.velocity
+        samples = unet_samples(base, pictures, gates, batch=config.batch_size, velocity=velocity)
+        quantity = "recovered velocity" if velocity else "noise"
     else:
         samples, quantity = decoder_samples(pictures), "picture"
     return check_program(component, package, wrapper, contract, samples, quantity=quantity, gates=gates)

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 from coremltools.converters.mil.mil import types
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from steps.errors import ExportError
 from steps.export.operations import OPERATIONS
 
 _WEIGHTS = ("Data", "com.apple.CoreML", "weights")
+# What coremltools and protobuf raise for files that are missing, cut off or of another target.
+_UNREADABLE = (ValueError, RuntimeError, OSError, AssertionError, KeyError, DecodeError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Program:
             program = load_program(
                 spec, spec.specificationVersion, file_weights_dir=str(package.joinpath(*_WEIGHTS))
             )
-        except (ValueError, RuntimeError, OSError, AssertionError, NotImplementedError, KeyError) as error:
+        except _UNREADABLE as error:
             raise ExportError(f"{component}: the package {package} cannot be read back: {error}") from error
         return cls(component, program.functions["main"])
 

@@ -51,12 +51,13 @@ def text_samples(base: BaseModel, captions: Sequence[str]) -> Iterator[Sample]:
 
 
 def unet_samples(
-    base: BaseModel, pictures: Pictures, check: ProgramCheckConfig, *, batch: int
+    base: BaseModel, pictures: Pictures, check: ProgramCheckConfig, *, batch: int, velocity: bool
 ) -> Iterator[Sample]:
     """Pictures with the noise of each timestep, under the empty caption and under their own.
 
-    Compared is the velocity that the noise stands for, v = (eps - sigma z) / alpha: near t = 999 the noise itself
-    is almost its own input, so that it would hide any error. Raises ExportError for a timestep the schedule has not.
+    Of a UNet that predicts the velocity, this is what is compared, v = (eps - sigma z) / alpha: near t = 999 the
+    noise made of it is almost its own input, so that it would hide any error. Of any other UNet it is the noise,
+    which the network itself rounds. Raises ExportError for a timestep the schedule has not.
     """
     schedule = NoiseSchedule.from_config(base.scheduler_config)
     _check_timesteps(check.timesteps, schedule)
@@ -76,7 +77,8 @@ def unet_samples(
                 "timestep": now.float().expand(batch).contiguous(),
                 "encoder_hidden_states": text[[0, index + 1][-batch:]],
             }
-            yield Sample(f"t = {t}", inputs, scale=1 / alpha, shift=-sigma / alpha * sample)
+            recovered = {"scale": 1 / alpha, "shift": -sigma / alpha * sample} if velocity else {}
+            yield Sample(f"t = {t}", inputs, **recovered)
 
 
 def decoder_samples(pictures: Pictures) -> Iterator[Sample]:

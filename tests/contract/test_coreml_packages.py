@@ -327,4 +327,5 @@ def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     assert described(spec.description.input)["sample"] == ((1, 4, 16, 16), FLOAT32)
     assert list(described(spec.description.output)) == ["noise_pred"]
     assert not report.velocity_folded and "gather" not in report.float32_operations
+    assert report.parity is not None and report.parity.quantity == "noise"
     assert report.source_class == "UNet2DConditionModel"

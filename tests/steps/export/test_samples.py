@@ -18,7 +18,7 @@ def test_captions_are_read_as_the_pipeline_reads_them() -> None:
 
 def test_unet_sees_noisy_pictures_under_both_captions() -> None:
     base, drawn = export_base(), pictures()
-    found = list(unet_samples(base, drawn, CHECK, batch=2))
+    found = list(unet_samples(base, drawn, CHECK, batch=2, velocity=True))
     assert [sample.place for sample in found] == ["t = 999", "t = 999", "t = 124", "t = 124"]
     expected = encode_captions(base.tokenizer, base.text_encoder, ["", drawn.captions[1]]).half().float()
     text = found[3].inputs["encoder_hidden_states"]
@@ -37,16 +37,22 @@ def test_unet_sees_noisy_pictures_under_both_captions() -> None:
 def test_velocity_is_recovered() -> None:
     base, drawn = export_base(), pictures(1)
     schedule = NoiseSchedule.from_config(SCHEDULE)
-    for sample in unet_samples(base, drawn, CHECK, batch=1):
+    for sample in unet_samples(base, drawn, CHECK, batch=1, velocity=True):
         now = sample.inputs["timestep"].long()
         z, v = sample.inputs["sample"], torch.randn(1, 4, 16, 16)
         eps = schedule.sigma(now) * z + schedule.alpha(now) * v
         torch.testing.assert_close(sample.quantity(eps), v, rtol=0, atol=1e-5)
 
 
+def test_noise_is_compared_as_it_is() -> None:
+    (sample, *_) = unet_samples(export_base(), pictures(1), CHECK, batch=1, velocity=False)
+    eps = torch.randn(1, 4, 16, 16)
+    assert torch.equal(sample.quantity(eps), eps)
+
+
 def test_batch_of_one_has_the_caption_itself() -> None:
     base, drawn = export_base(), pictures(1)
-    (sample, *_) = unet_samples(base, drawn, CHECK, batch=1)
+    (sample, *_) = unet_samples(base, drawn, CHECK, batch=1, velocity=True)
     expected = encode_captions(base.tokenizer, base.text_encoder, drawn.captions).half().float()
     assert torch.equal(sample.inputs["encoder_hidden_states"], expected.transpose(1, 2).unsqueeze(2))
 
@@ -54,7 +60,7 @@ def test_batch_of_one_has_the_caption_itself() -> None:
 def test_timestep_beyond_the_schedule_is_refused() -> None:
     check = ProgramCheckConfig(timesteps=(1000, 5))
     with pytest.raises(ExportError, match=r"timesteps names \[1000\], the base's schedule ends at 999"):
-        list(unet_samples(export_base(), pictures(), check, batch=2))
+        list(unet_samples(export_base(), pictures(), check, batch=2, velocity=True))
 
 
 def test_decoder_gets_latents_as_the_runtime_divides_them() -> None:
