@@ -36,8 +36,8 @@ class ParityPoint(Frozen):
     All are against the torch model in float32. `exact_db`: the saved program in float32 arithmetic. `weights_db`: torch
     with weights rounded to float16, which is all that `exact_db` should show. `rounded_db`: the program with every
     float16 result rounded. `torch_rounded_db`: torch with weights and results rounded; `loss_db` is how much worse
-    than that the program is. `output_exact_db` and `output_rounded_db` compare the component's own output, where the
-    others compare the quantity recovered from it.
+    than that the program is, the mean over the inputs. `output_exact_db` and `output_rounded_db` compare the
+    component's own output, where the others compare the quantity recovered from it.
     """
 
     place: str

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -226,13 +227,13 @@ class _Watch:
 
 
 def _worst(points: list[ParityPoint]) -> ParityPoint:
-    """Of several samples at one place: the lowest of each ratio, the largest loss."""
+    """Of several samples at one place: the lowest of each ratio, and the mean loss, which one sample decides by chance."""
     lowest = {
         name: min(getattr(point, name) for point in points)
         for name in ParityPoint.model_fields
         if name.endswith("_db")
     }
-    lowest["loss_db"] = max(point.loss_db for point in points)
+    lowest["loss_db"] = fmean(point.loss_db for point in points)
     return ParityPoint(place=points[0].place, inputs=len(points), **lowest)
 
 
