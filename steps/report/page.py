@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Record
-from artifacts_schema.bundle import BundleManifest, ComponentReport
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import ObjectRef
@@ -18,6 +18,7 @@ from steps.evaluation.compare import UNDECIDED
 from steps.evaluation.pictures import grid, png
 from steps.report import charts
 from steps.report.content import Block, Chart, PictureRows, Table, Text
+from steps.report.core_ml import core_ml
 from steps.store.base import Store
 
 _COLUMNS = 8
@@ -37,6 +38,7 @@ class RunRecords:
     comparisons: Sequence[VariantComparison]
     components: Sequence[ComponentReport]
     manifest: BundleManifest
+    drawing: BundleDrawing | None = None
     previous: Sequence[Mapping[str, Any]] = ()
 
 
@@ -51,7 +53,7 @@ def build_page(
         *_latency(records),
         *_architecture(records),
         *_training(records),
-        *_core_ml(records),
+        *core_ml(records.components, records.drawing, store),
         *_stages(stages),
         *_previous(records),
     ]
@@ -261,24 +263,6 @@ def _training(records: RunRecords) -> list[Block]:
             Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss.")
         )
     return blocks
-
-
-def _core_ml(records: RunRecords) -> list[Block]:
-    rows = tuple(
-        (
-            item.component,
-            f"{item.parameters / 1e6:.2f} M",
-            f"{item.package.bytes / _MIB:.1f} MiB",
-            f"{item.cost.convert_s:.1f} s",
-            f"{item.cost.peak_memory_bytes / _MIB:.0f} MiB",
-            item.parity_note,
-        )
-        for item in records.components
-    )
-    return [
-        Text("## Core ML\n\nConverted and loaded on Linux; nothing here has run on Apple hardware."),
-        Table(("component", "parameters", "size", "conversion", "peak memory", "parity"), rows),
-    ]
 
 
 def _stages(stages: Mapping[str, Record]) -> list[Block]:
