@@ -372,11 +372,13 @@ def bundle(
     config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]
 ) -> tuple[BundleManifest, BundleDrawing | None]:
     """Put everything a runtime needs into one folder, named by what is in it, once it has drawn pictures."""
+    # First of all: it also quiets coremltools, which warns while it is imported.
+    context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
+
     from steps.coreml_export import assemble_bundle
     from steps.diffusion.schedule import NoiseSchedule
     from steps.inputs import StageInputs
 
-    context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
     base = StageInputs(records.plan, context).base
     schedule = NoiseSchedule.from_config(base.scheduler_config)
     steps = config.step_distillation.final_steps
