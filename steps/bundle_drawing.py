@@ -24,7 +24,7 @@ from steps.evaluation.pictures import grid, png
 from steps.export.bundle_run import Bundle, to_pixels
 from steps.export.samples import Pictures
 from steps.inputs import StageInputs
-from steps.models import BaseModel, encode_captions, load_model
+from steps.models import BaseModel, encode_captions, load_model, token_ids
 from steps.randomness import keyed_normal
 
 
@@ -72,13 +72,7 @@ def run(
 def check_tokens(bundle: Bundle, base: BaseModel, captions: Sequence[str]) -> None:
     """Raises ExportError where the bundle's tokenizer files give other ids than the tokenizer trained with."""
     texts = ["", *captions]
-    expected = base.tokenizer(
-        texts,
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
+    expected = token_ids(base.tokenizer, texts)
     found = bundle.token_ids(texts)
     if found.shape != expected.shape:
         raise ExportError(

@@ -17,6 +17,7 @@ from steps.diffusion.schedule import CLEAN, NoiseSchedule
 from steps.errors import ExportError
 from steps.evaluation.pictures import png
 from steps.export.interpreter import Program
+from steps.models import token_ids
 from steps.randomness import keyed_normal
 
 _COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")
@@ -97,9 +98,7 @@ class Bundle:
 
     def token_ids(self, prompts: Sequence[str]) -> Tensor:
         """int64 (n, tokens), padded and cut."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        ids: Tensor = tokens.input_ids
-        return ids
+        return token_ids(self.tokenizer, prompts)
 
     def _encode(self, prompts: Sequence[str], rounded: bool) -> Tensor:
         """(n, width, 1, tokens), as the UNet's program takes it."""

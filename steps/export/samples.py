@@ -12,7 +12,7 @@ from steps.diffusion.schedule import NoiseSchedule
 from steps.errors import ExportError
 from steps.export.program_check import Sample
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
-from steps.models import BaseModel, encode_captions
+from steps.models import BaseModel, encode_captions, token_ids
 from steps.randomness import keyed_normal
 
 _SPLIT = "validation"
@@ -39,14 +39,7 @@ class Pictures:
 
 def text_samples(base: BaseModel, captions: Sequence[str]) -> Iterator[Sample]:
     """The empty caption, which guidance needs, and the given ones."""
-    tokens = base.tokenizer(
-        ["", *captions],
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    for row in tokens.input_ids.split(1):
+    for row in token_ids(base.tokenizer, ["", *captions]).split(1):
         yield Sample("captions", {"input_ids": row.float()})
 
 
