@@ -28,6 +28,20 @@ class GuidancePoint(Frozen):
     grid: ObjectRef  # PNG
 
 
+class RealPicturesRecord(Record):
+    """Left by `real_pictures`: the split's own pictures, which every variant is measured against.
+
+    `point` is how real pictures of the evaluated captions do beside real pictures of the train split.
+    """
+
+    schema_name: ClassVar[str] = "snapfusion.real_pictures"
+    schema_version: ClassVar[int] = 1
+
+    point: GuidancePoint
+    features: ObjectRef  # safetensors: "features" (pictures of the split, d)
+    protocol: dict[str, Any]
+
+
 class EvaluationRecord(Record):
     """Left by `evaluation` for one variant.
 

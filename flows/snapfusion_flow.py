@@ -118,9 +118,11 @@ class SnapFusionFlow(FlowSpec):
         )
         self.next(self.plan_evaluation, self.plan_export)
 
+    @card(type="blank", id="progress")
     @step
     def plan_evaluation(self) -> None:
-        """One evaluation task per variant."""
+        """Measure the real pictures, then one evaluation task per variant."""
+        self.real_pictures = pack(stages.real_pictures(read_config(self), unpack(self.plan)))
         self.variants = list(read_config(self).evaluation.variants)
         self.next(self.evaluation, foreach="variants")
 
@@ -129,7 +131,9 @@ class SnapFusionFlow(FlowSpec):
     def evaluation(self) -> None:
         """Generate and measure one variant."""
         self.evaluation_record = pack(
-            stages.evaluation(read_config(self), stages.Records.of(self), self.input)
+            stages.evaluation(
+                read_config(self), stages.Records.of(self), unpack(self.real_pictures), self.input
+            )
         )
         self.next(self.evaluation_summary)
 

@@ -14,7 +14,7 @@ from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.evaluation import EvaluationRecord
+from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
@@ -295,7 +295,27 @@ def decoder_distillation(config: SnapFusionConfig, plan: RunPlan) -> Any:
     ).record
 
 
-def evaluation(config: SnapFusionConfig, records: Records, variant: str) -> EvaluationRecord:
+def real_pictures(config: SnapFusionConfig, plan: RunPlan) -> RealPicturesRecord:
+    """Measure the split's own pictures, once for all variants."""
+
+    def work(context: Any) -> Record:
+        from steps.evaluation.real_pictures import run
+        from steps.inputs import StageInputs
+
+        return run(StageInputs(plan, context), config.evaluation, context)
+
+    return run_stage(
+        "real_pictures",
+        work,
+        config=config,
+        sections=["evaluation"],
+        inputs=[plan.data.identity(), _identity(plan.measure_clip)],
+    ).record
+
+
+def evaluation(
+    config: SnapFusionConfig, records: Records, real: RealPicturesRecord, variant: str
+) -> EvaluationRecord:
     """Draw and measure one variant."""
     unet = {
         "teacher_16": records.teacher_16,
@@ -318,9 +338,9 @@ def evaluation(config: SnapFusionConfig, records: Records, variant: str) -> Eval
             student=records.student_8.weights,
             decoder=records.decoder.weights,
         )
-        return run(known[variant], StageInputs(plan, context), config.evaluation, context)
+        return run(known[variant], real, StageInputs(plan, context), config.evaluation, context)
 
-    inputs = [plan.base.identity(), plan.data.identity(), _identity(plan.measure_clip)]
+    inputs = [plan.base.identity(), plan.data.identity(), _identity(plan.measure_clip), real.identity()]
     inputs.append(unet.weights.identity() if unet else "base")
     inputs.append(records.decoder.weights.identity() if variant.endswith("small_decoder") else "base")
     return run_stage(
@@ -466,7 +486,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         "latency_profile": records.latency_table,
         **trainings,
     }
-    everything |= {"architecture_evolution": records.evolution}
+    everything |= {"architecture_evolution": records.evolution, "real_pictures": unpack(flow.real_pictures)}
     everything |= {f"evaluation {item.variant}": item for item in evaluations}
     everything |= {f"coreml_export {item.component}": item for item in components}
     drawing = unpack(flow.bundle_drawing) if flow.bundle_drawing else None

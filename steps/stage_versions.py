@@ -31,6 +31,7 @@ STAGE_MODULES = {
     "student_16": "steps.step_distillation",
     "student_8": "steps.step_distillation",
     "decoder_distillation": "steps.decoder_distillation",
+    "real_pictures": "steps.evaluation.real_pictures",
     "evaluation": "steps.evaluation.stage",
     "coreml_export": "steps.coreml_export",
     "bundle_drawing": "steps.bundle_drawing",
