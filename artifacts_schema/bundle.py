@@ -7,6 +7,8 @@ from artifacts_schema.references import FolderRef, ObjectRef
 
 Component = Literal["text_encoder", "unet", "vae_decoder"]
 Prediction = Literal["epsilon", "v_prediction"]
+# How a package holds its weights: float16, palettes of so many bits, 8-bit integers, palettes of different bits.
+Scheme = Literal["fp16", "palette_8", "palette_6", "palette_4", "linear_8", "mixed"]
 
 NOT_MEASURED = "not measured"
 
@@ -129,6 +131,7 @@ class BundleComponent(Frozen):
     parameters: int
     weights_sha256: str
     bytes: int
+    scheme: Scheme = "fp16"
     parity: Parity | None = None
     parity_note: str = NOT_MEASURED
 
@@ -172,7 +175,7 @@ class BundleManifest(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.bundle"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     components: dict[str, BundleComponent]
     complete: bool

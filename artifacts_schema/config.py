@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -245,6 +245,25 @@ class CoremlExportConfig(Frozen):
     program_check: ProgramCheckConfig = ProgramCheckConfig()
 
 
+class CoremlCompressionConfig(Frozen):
+    """`coreml_compression`. The pictures are those of `coreml_export.program_check.pictures` captions."""
+
+    schemes: tuple[Literal["palette_8", "palette_6", "palette_4", "linear_8", "mixed"], ...] = (
+        "palette_8",
+        "palette_6",
+        "palette_4",
+    )  # ours: of each component; none: nothing is compressed. "mixed" needs "palette_6" before it
+    min_image_psnr_db: float = 30.0  # ours: of the worst picture against torch's, as for the export
+    max_clip_drop: float = 0.01  # ours: mean cosine of the signal evaluator
+    smallest_weight: Count = 2048  # numbers; smaller weights stay as they are
+
+    @model_validator(mode="after")
+    def _mixed_has_a_measure(self) -> Self:
+        if "mixed" in self.schemes and "palette_6" not in self.schemes[: self.schemes.index("mixed")]:
+            raise ValueError('schemes: "mixed" is held against "palette_6", which must come before it')
+        return self
+
+
 class ReportConfig(Frozen):
     """`report`."""
 
@@ -273,6 +292,7 @@ class SnapFusionConfig(Frozen):
     decoder_distillation: DecoderDistillationConfig = DecoderDistillationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     coreml_export: CoremlExportConfig = CoremlExportConfig()
+    coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
 
 

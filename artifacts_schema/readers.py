@@ -12,7 +12,17 @@ from typing import Any
 
 from artifacts_schema.base import Record
 
-_MODULES = ("architecture", "bundle", "data", "evaluation", "latency", "plan", "report", "training")
+_MODULES = (
+    "architecture",
+    "bundle",
+    "compression",
+    "data",
+    "evaluation",
+    "latency",
+    "plan",
+    "report",
+    "training",
+)
 
 
 def _component_2(payload: dict[str, Any]) -> dict[str, Any]:
@@ -26,9 +36,15 @@ def _bundle_2(payload: dict[str, Any]) -> dict[str, Any]:
     return {**payload, "components": components}
 
 
+def _bundle_3(payload: dict[str, Any]) -> dict[str, Any]:
+    """Until version 2 every component was in float16, which is what a missing `scheme` means."""
+    return payload
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
+    ("snapfusion.bundle", 2): _bundle_3,
 }
 
 

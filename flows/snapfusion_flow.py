@@ -157,16 +157,30 @@ class SnapFusionFlow(FlowSpec):
         self.component_report = pack(
             stages.coreml_export(read_config(self), stages.Records.of(self), self.input)
         )
+        self.next(self.coreml_compression)
+
+    @card(type="blank", id="progress")
+    @step
+    def coreml_compression(self, inputs: Any) -> None:
+        """Find the smallest weights with which the whole bundle still draws the same pictures."""
+        self.exported_reports = [item.component_report for item in inputs]
+        self.merge_artifacts(inputs, exclude=["component_report"])
+        record, reports = stages.coreml_compression(
+            read_config(self), stages.Records.of(self), [unpack(r) for r in self.exported_reports]
+        )
+        self.compression = pack(record)
+        self.component_reports = [pack(item) for item in reports]
         self.next(self.bundle)
 
     @card(type="blank", id="progress")
     @step
-    def bundle(self, inputs: Any) -> None:
+    def bundle(self) -> None:
         """Put the components, the tokenizer and the manifest into one folder, and draw with it."""
-        self.component_reports = [item.component_report for item in inputs]
-        self.merge_artifacts(inputs, exclude=["component_report"])
         manifest, drawing = stages.bundle(
-            read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports]
+            read_config(self),
+            stages.Records.of(self),
+            [unpack(r) for r in self.component_reports],
+            unpack(self.compression),
         )
         self.manifest = pack(manifest)
         self.bundle_drawing = pack(drawing) if drawing else None

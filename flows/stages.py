@@ -5,14 +5,15 @@ downstream of it. Everything that imports torch is imported inside `work`, which
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
-from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores, Scheme
+from artifacts_schema.compression import CompressionRecord, compressed_reports
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
@@ -388,31 +389,97 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: str) ->
     ).record
 
 
-def bundle(
+def coreml_compression(
     config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]
+) -> tuple[CompressionRecord, tuple[ComponentReport, ...]]:
+    """What was tried, and the reports with the packages that ship."""
+    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
+
+    def work(context: Any) -> Record:
+        from steps.coreml_compression import run
+        from steps.inputs import StageInputs
+
+        inputs, folder = StageInputs(plan, context), context.work / "uncompressed"
+        manifest = _assemble(config, records, reports, inputs, folder)
+        return run(
+            folder if manifest.complete else None,
+            inputs,
+            unet,
+            decoder,
+            config.coreml_export,
+            config.coreml_compression,
+            context,
+        )
+
+    record: CompressionRecord = run_stage(
+        "coreml_compression",
+        work,
+        config=config,
+        sections=["coreml_export", "coreml_compression", "step_distillation"],
+        inputs=[
+            *(report.identity() for report in reports),
+            plan.base.identity(),
+            plan.data.identity(),
+            _identity(plan.signal_clip),
+            unet.identity(),
+            decoder.identity(),
+        ],
+    ).record
+    return record, compressed_reports(reports, record)
+
+
+def bundle(
+    config: SnapFusionConfig,
+    records: Records,
+    reports: Sequence[ComponentReport],
+    compression: CompressionRecord,
 ) -> tuple[BundleManifest, BundleDrawing | None]:
     """Put everything a runtime needs into one folder, named by what is in it, once it has drawn pictures."""
     # First of all: it also quiets coremltools, which warns while it is imported.
     context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
 
-    from steps.coreml_export import assemble_bundle
-    from steps.diffusion.schedule import NoiseSchedule
     from steps.inputs import StageInputs
 
-    base = StageInputs(records.plan, context).base
-    schedule = NoiseSchedule.from_config(base.scheduler_config)
-    steps = config.step_distillation.final_steps
     drawn: list[BundleDrawing] = []
 
     def draw(folder: Path) -> DrawingScores:
-        drawn.append(_bundle_drawing(config, records, reports, folder))
+        drawn.append(_bundle_drawing(config, records, reports, compression, folder))
         return drawn[0].scores
 
-    manifest = assemble_bundle(
+    manifest = _assemble(
+        config,
+        records,
+        reports,
+        StageInputs(records.plan, context),
+        bundle_folder(reports),
+        schemes=compression.chosen,
+        draw=draw,
+    )
+    return manifest, drawn[0] if drawn else None
+
+
+def _assemble(
+    config: SnapFusionConfig,
+    records: Records,
+    reports: Sequence[ComponentReport],
+    inputs: Any,
+    target: Path,
+    *,
+    schemes: Mapping[str, Scheme] | None = None,
+    draw: Callable[[Path], DrawingScores] | None = None,
+) -> BundleManifest:
+    """Write a bundle of the run's models to `target`; see `assemble_bundle`."""
+    from steps.coreml_export import assemble_bundle
+    from steps.diffusion.schedule import NoiseSchedule
+
+    base = inputs.base
+    schedule = NoiseSchedule.from_config(base.scheduler_config)
+    steps = config.step_distillation.final_steps
+    return assemble_bundle(
         reports,
         base.path,
-        context.store,
-        bundle_folder(reports),
+        inputs.context.store,
+        target,
         steps=steps,
         guidance_scale=config.coreml_export.guidance_scale,
         schedule=base.scheduler_config,
@@ -425,22 +492,29 @@ def bundle(
             "base": records.plan.base_identity,
         },
         attribution=records.plan.data.attribution,
+        schemes=schemes,
         draw=draw,
     )
-    return manifest, drawn[0] if drawn else None
 
 
 def _bundle_drawing(
-    config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport], folder: Path
+    config: SnapFusionConfig,
+    records: Records,
+    reports: Sequence[ComponentReport],
+    compression: CompressionRecord,
+    folder: Path,
 ) -> BundleDrawing:
     """Draw with the bundle in `folder`, beside torch; from the cache where the same components have drawn before."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
+    compressed = any(scheme != "fp16" for scheme in compression.chosen.values())
+    gate = config.coreml_compression.min_image_psnr_db if compressed else None
 
     def work(context: Any) -> Record:
         from steps.bundle_drawing import run
         from steps.inputs import StageInputs
 
-        return run(folder, StageInputs(plan, context), unet, decoder, config.coreml_export, context)
+        inputs = StageInputs(plan, context)
+        return run(folder, inputs, unet, decoder, config.coreml_export, context, min_image_psnr_db=gate)
 
     drawing: BundleDrawing = run_stage(
         "bundle_drawing",
@@ -455,6 +529,7 @@ def _bundle_drawing(
             unet.identity(),
             decoder.identity(),
         ],
+        extra={"min_image_psnr_db": gate},
     ).record
     return drawing
 
@@ -489,6 +564,8 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     everything |= {"architecture_evolution": records.evolution, "real_pictures": unpack(flow.real_pictures)}
     everything |= {f"evaluation {item.variant}": item for item in evaluations}
     everything |= {f"coreml_export {item.component}": item for item in components}
+    compression = unpack(flow.compression)
+    everything |= {"coreml_compression": compression}
     drawing = unpack(flow.bundle_drawing) if flow.bundle_drawing else None
     everything |= {"bundle_drawing": drawing} if drawing else {}
     page_records = RunRecords(
@@ -502,6 +579,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         components=components,
         manifest=unpack(flow.manifest),
         drawing=drawing,
+        compression=compression,
         previous=previous_reports(config, store),
     )
     result, page = run(

@@ -35,25 +35,28 @@ def run(
     decoder_ref: WeightsRef,
     config: CoremlExportConfig,
     context: StageContext,
+    *,
+    min_image_psnr_db: float | None = None,
 ) -> BundleDrawing:
     """Draw `program_check.pictures` validation captions with the bundle in `folder` and with its torch models.
 
-    Raises ExportError when a picture differs more from torch's than `program_check.min_image_psnr_db` allows.
+    `min_image_psnr_db` takes the place of `program_check.min_image_psnr_db` for a bundle with compressed weights.
+    Raises ExportError when a picture differs more from torch's than that allows.
     """
+    if min_image_psnr_db is not None:
+        check = config.program_check.model_copy(update={"min_image_psnr_db": min_image_psnr_db})
+        config = config.model_copy(update={"program_check": check})
     bundle = Bundle.open(folder)
     captions = Pictures.of(inputs.data, config.program_check.pictures).captions
     check_tokens(bundle, inputs.base, captions)
-    numbers = torch.arange(len(captions))
-    noise = keyed_normal(
-        inputs.base.latent_shape, seed=0, name="bundle_drawing", iteration=0, indices=numbers
-    )
+    noise = drawing_noise(inputs.base, len(captions))
     context.progress.start("bundle: drawing", len(captions))
     drawn = []
     for index, caption in enumerate(captions):
         drawn.append(bundle.draw(caption, noise[index : index + 1]).image)
         context.progress.update(index + 1)
     context.progress.close()
-    expected = _torch_images(bundle, inputs.base, unet_ref, decoder_ref, captions, noise, context)
+    expected = torch_images(bundle, inputs.base, unet_ref, decoder_ref, captions, noise, context)
     scores = score(torch.cat(drawn), expected, captions, inputs.measure_clip)
     check_scores(scores, config)
     both = to_pixels(torch.cat([expected, *drawn]))
@@ -115,8 +118,14 @@ def check_scores(scores: DrawingScores, config: CoremlExportConfig) -> None:
         )
 
 
+def drawing_noise(base: BaseModel, count: int) -> Tensor:
+    """(count, c, h, w): what a bundle is drawn from wherever it is compared with torch."""
+    numbers = torch.arange(count)
+    return keyed_normal(base.latent_shape, seed=0, name="bundle_drawing", iteration=0, indices=numbers)
+
+
 @torch.no_grad()
-def _torch_images(  # noqa: PLR0913 - everything that decides the pictures
+def torch_images(  # noqa: PLR0913 - everything that decides the pictures
     bundle: Bundle,
     base: BaseModel,
     unet_ref: WeightsRef,

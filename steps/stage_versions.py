@@ -34,6 +34,7 @@ STAGE_MODULES = {
     "real_pictures": "steps.evaluation.real_pictures",
     "evaluation": "steps.evaluation.stage",
     "coreml_export": "steps.coreml_export",
+    "coreml_compression": "steps.coreml_compression",
     "bundle_drawing": "steps.bundle_drawing",
 }
 

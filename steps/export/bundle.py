@@ -16,6 +16,7 @@ from artifacts_schema.bundle import (
     ComponentReport,
     DrawingScores,
     Prediction,
+    Scheme,
 )
 from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
@@ -45,12 +46,14 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     scaling_factor: float,
     weights: Mapping[str, str],
     attribution: str,
+    schemes: Mapping[str, Scheme] | None = None,
     draw: Callable[[Path], DrawingScores] | None = None,
 ) -> BundleManifest:
     """Write the bundle to `target`, replacing whatever is already there: nothing of an old bundle is used.
 
     `base_folder` is the base model's (its `tokenizer/` is read), `schedule` its scheduler configuration,
-    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in. `draw` is given
+    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in, `schemes` how the
+    components hold theirs (float16 where it does not say). `draw` is given
     the folder of a complete bundle before it is put in place; what it returns goes into the manifest. Raises
     ExportError when the reports do not belong together, DiskFullError when there is no room; after that and any
     other failure, of `draw` too, `target` is as it was.
@@ -75,7 +78,9 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
         manifest = BundleManifest(
             stage="bundle",
             parents=tuple(report.identity() for report in by_name.values()),
-            components={name: _entry(report) for name, report in by_name.items()},
+            components={
+                name: _entry(report, (schemes or {}).get(name, "fp16")) for name, report in by_name.items()
+            },
             complete=set(by_name) == set(_ALL),
             files=_files(folder),
             steps=steps,
@@ -131,7 +136,7 @@ def _check_reports(
     return {name: by_name[name] for name in _ALL if name in by_name}
 
 
-def _entry(report: ComponentReport) -> BundleComponent:
+def _entry(report: ComponentReport, scheme: Scheme) -> BundleComponent:
     return BundleComponent(
         package=report.package_name,
         inputs=report.inputs,
@@ -139,6 +144,7 @@ def _entry(report: ComponentReport) -> BundleComponent:
         parameters=report.parameters,
         weights_sha256=report.weights_sha256,
         bytes=report.package.bytes,
+        scheme=scheme,
         parity=report.parity,
         parity_note=report.parity_note,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,16 @@ class Bundle:
         `rounded` rounds what the programs declare float16; the sampler itself works in float32. Raises ExportError
         for noise of another shape and for a picture that is not finite.
         """
+        z = self.sample(prompt, noise, negative_prompt=negative_prompt, rounded=rounded)
+        picture = Picture(z, self.decode(z, rounded=rounded))
+        if not bool(torch.isfinite(picture.image).all()):
+            raise ExportError(f"the bundle's picture of {prompt!r} is not finite: a float16 result overflows")
+        return picture
+
+    def sample(
+        self, prompt: str, noise: Tensor, *, negative_prompt: str = "", rounded: bool = True
+    ) -> Tensor:
+        """The latents (1, c, h, w) of `draw`, of unit variance."""
         self._check_noise(noise)
         text = self._encode([negative_prompt, prompt], rounded)
         z = noise.float()
@@ -90,11 +100,17 @@ class Bundle:
                 alpha_next=self.schedule.alpha(following),
                 sigma_next=self.schedule.sigma(following),
             )
-        divided = z / self.manifest.runtime_scaling_factor
-        picture = Picture(z, self.vae_decoder.run({"z": divided}, rounded=rounded)["image"])
-        if not bool(torch.isfinite(picture.image).all()):
-            raise ExportError(f"the bundle's picture of {prompt!r} is not finite: a float16 result overflows")
-        return picture
+        return z
+
+    def decode(self, latents: Tensor, *, rounded: bool = True) -> Tensor:
+        """The picture (1, 3, H, W), in about [-1, 1], of latents (1, c, h, w) of unit variance."""
+        divided = latents / self.manifest.runtime_scaling_factor
+        return self.vae_decoder.run({"z": divided}, rounded=rounded)["image"]
+
+    def with_programs(self, programs: Mapping[Component, Program]) -> "Bundle":
+        """The same bundle with other programs in the place of some of its own."""
+        own: dict[str, Program] = {name: getattr(self, name) for name in _COMPONENTS}
+        return Bundle(self.manifest, self.tokenizer, own | dict(programs))
 
     def token_ids(self, prompts: Sequence[str]) -> Tensor:
         """int64 (n, tokens), padded and cut."""

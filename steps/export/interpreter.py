@@ -5,6 +5,8 @@ Two ways: `exact` computes in float32 on the weights as they were saved, so that
 orders: what fails here fails there, what passes here has not run there.
 """
 
+import copy
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from torch import Tensor
 from steps.errors import ExportError
 from steps.export.operations import OPERATIONS
 
+# Constants of a program are kept in float32 between runs up to this many numbers (1 GiB).
+_KEPT_NUMBERS = 1 << 28
 _WEIGHTS = ("Data", "com.apple.CoreML", "weights")
 # What coremltools and protobuf raise for files that are missing, cut off or of another target.
 _UNREADABLE = (ValueError, RuntimeError, OSError, AssertionError, KeyError, DecodeError)
@@ -48,18 +52,19 @@ class Program:
         self.outputs = {var.name: tuple(int(n) for n in var.shape) for var in block.outputs}
         self._check_known()
         self._last_use = self._find_last_use()
+        self._constants: dict[str, Any] = {}
+        self._keep = _numbers(block) <= _KEPT_NUMBERS
 
     @classmethod
     def load(cls, component: str, package: Path) -> "Program":
         """Read a package from disk. Raises ExportError when it cannot be read or holds an unknown operation."""
-        try:
-            spec = ct.models.MLModel(str(package), skip_model_load=True).get_spec()
-            program = load_program(
-                spec, spec.specificationVersion, file_weights_dir=str(package.joinpath(*_WEIGHTS))
-            )
-        except _UNREADABLE as error:
-            raise ExportError(f"{component}: the package {package} cannot be read back: {error}") from error
-        return cls(component, program.functions["main"])
+        return cls(component, read_package(component, package)[1].functions["main"])
+
+    def with_constants(self, values: Mapping[str, Tensor]) -> "Program":
+        """The same program with other numbers for some of its constants, by name."""
+        changed = copy.copy(self)
+        changed._constants = {**self._constants, **values}
+        return changed
 
     @property
     def operations(self) -> dict[str, int]:
@@ -81,13 +86,23 @@ class Program:
         values: dict[str, Any] = self._feed(inputs, rounded)
         for position, op in enumerate(self.block.operations):
             if _is_constant(op):
-                values[op.outputs[0].name] = _constant(op)
+                values[op.outputs[0].name] = self._constant(op)
                 continue
             for executed in self._one(op, values):
                 values[executed.name] = _stored(executed, rounded)
                 yield executed
             for name in self._last_use.get(position, ()):
                 values.pop(name, None)
+
+    def _constant(self, op: Any) -> Any:
+        """The value of a constant, from the last run where the program is small enough to keep them all."""
+        name = op.outputs[0].name
+        if name in self._constants:
+            return self._constants[name]
+        value = _constant(op)
+        if self._keep:
+            self._constants[name] = value
+        return value
 
     def _feed(self, inputs: Mapping[str, Tensor], rounded: bool) -> dict[str, Any]:
         found = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
@@ -133,6 +148,22 @@ class Program:
         for name, position in last.items():
             by_position.setdefault(position, []).append(name)
         return by_position
+
+
+def read_package(component: str, package: Path) -> tuple[Any, Any]:
+    """The specification of a package and its program, as coremltools knows them. Raises ExportError as `Program.load`."""
+    try:
+        spec = ct.models.MLModel(str(package), skip_model_load=True).get_spec()
+        weights = str(package.joinpath(*_WEIGHTS))
+        return spec, load_program(spec, spec.specificationVersion, file_weights_dir=weights)
+    except _UNREADABLE as error:
+        raise ExportError(f"{component}: the package {package} cannot be read back: {error}") from error
+
+
+def _numbers(block: Any) -> int:
+    """How many numbers the constants hold."""
+    shapes = (op.outputs[0].shape for op in block.operations if _is_constant(op))
+    return sum(math.prod(int(n) for n in shape) for shape in shapes)
 
 
 def _is_constant(op: Any) -> bool:

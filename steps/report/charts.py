@@ -7,6 +7,7 @@ import altair as alt
 import pandas as pd
 
 from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.latency import LatencyTable
 
@@ -145,6 +146,34 @@ def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
     along = base.mark_rule().encode(y="distance_low:Q", y2="distance_high:Q", x="clip:Q")
     lines = base.mark_line(opacity=0.5).encode(x="clip:Q", y="distance:Q", order="guidance:Q")
     return _spec((lines + across + along + points).properties(width=WIDTH - 100, height=_HEIGHT + 80))
+
+
+def size_and_pictures(record: CompressionRecord) -> dict[str, Any]:
+    """Worst picture (dB) against the component's size (MiB), one point a variant."""
+    rows = [
+        {
+            "component": item.component,
+            "scheme": item.scheme,
+            "mib": item.bytes / (1 << 20),
+            "psnr": item.scores.worst_psnr_db,
+        }
+        for item in record.variants
+        if item.scores
+    ]
+    frame = pd.DataFrame(rows, columns=["component", "scheme", "mib", "psnr"])
+    base = alt.Chart(frame).encode(
+        x=alt.X("mib:Q", title="size, MiB"),
+        y=alt.Y("psnr:Q", title="worst picture against torch's, dB", scale=alt.Scale(zero=False)),
+        color=alt.Color("component:N", title=None),
+    )
+    points = base.mark_point(filled=True, size=70).encode(tooltip=["component", "scheme", "mib", "psnr"])
+    names = base.mark_text(align="left", dx=7).encode(text="scheme:N")
+    gate = pd.DataFrame({"psnr": [record.config["min_image_psnr_db"]]})
+    line = alt.Chart(gate).mark_rule(strokeDash=[4, 4]).encode(y="psnr:Q")
+    chart = (base.mark_line(opacity=0.5) + points + names + line).properties(
+        width=WIDTH - 160, height=_HEIGHT
+    )
+    return _spec(chart)
 
 
 def _spec(chart: Any) -> dict[str, Any]:

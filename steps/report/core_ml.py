@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from artifacts_schema.bundle import BundleDrawing, ComponentReport
+from artifacts_schema.compression import CompressionRecord
+from steps.report.compression import compression
 from steps.report.content import Block, PictureRows, Table, Text
 from steps.store.base import Store
 
@@ -10,7 +12,10 @@ _MIB = 1 << 20
 
 
 def core_ml(
-    components: Sequence[ComponentReport], drawing: BundleDrawing | None, store: Store
+    components: Sequence[ComponentReport],
+    drawing: BundleDrawing | None,
+    store: Store,
+    compressed: CompressionRecord | None = None,
 ) -> list[Block]:
     """The blocks, in reading order."""
     exported = tuple(
@@ -33,6 +38,7 @@ def core_ml(
         ),
         Table(headers, exported),
         *_parity(components),
+        *compression(compressed),
         *_drawing(drawing, store),
     ]
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Record
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
+from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import ObjectRef
@@ -39,6 +40,7 @@ class RunRecords:
     components: Sequence[ComponentReport]
     manifest: BundleManifest
     drawing: BundleDrawing | None = None
+    compression: CompressionRecord | None = None
     previous: Sequence[Mapping[str, Any]] = ()
 
 
@@ -53,7 +55,7 @@ def build_page(
         *_latency(records),
         *_architecture(records),
         *_training(records),
-        *core_ml(records.components, records.drawing, store),
+        *core_ml(records.components, records.drawing, store, records.compression),
         *_stages(stages),
         *_previous(records),
     ]

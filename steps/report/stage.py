@@ -140,6 +140,9 @@ def _core_ml(records: RunRecords) -> dict[str, float]:
         if item.parity:
             numbers[f"coreml.{item.component}.psnr_exact_db"] = item.parity.exact_db
             numbers[f"coreml.{item.component}.psnr_rounded_db"] = item.parity.rounded_db
+    if records.compression and records.compression.uncompressed:
+        before = records.compression.uncompressed.bytes
+        numbers["coreml.bundle.compression_ratio"] = before / sum(c.package.bytes for c in records.components)
     if records.drawing:
         numbers["coreml.bundle.image_psnr_db"] = records.drawing.scores.psnr_db.median
         numbers["coreml.bundle.clip_drop"] = records.drawing.scores.clip_drop
