@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _ALL = ("text_encoder", "unet", "vae_decoder")
 _SCRIPT = "finalize_on_mac.sh"
+_SCHEDULER = "DDIMScheduler.swift"
 _DISK_SPARE = 16 << 20  # tokenizer, manifest, and room to breathe
 
 
@@ -74,6 +75,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
         _check_tokenizer(folder, by_name.get("text_encoder"))
         (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
+        shutil.copyfile(Path(__file__).parent / "swift" / _SCHEDULER, folder / _SCHEDULER)
         unet, decoder = by_name.get("unet"), by_name.get("vae_decoder")
         manifest = BundleManifest(
             stage="bundle",
