@@ -236,11 +236,10 @@ class CoremlExportConfig(Frozen):
     minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
     attention: Literal["original", "split_einsum"] = "original"
     batch_size: Literal[1, 2] = 2  # 2: guided in one call
-    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = (
-        "text_encoder",
-        "unet",
-        "vae_decoder",
-    )
+    chunked_unet: bool = False  # in two packages: what the Neural Engine loads of large models is limited
+    components: tuple[
+        Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"], ...
+    ] = ("text_encoder", "unet", "vae_decoder")
     guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
     program_check: ProgramCheckConfig = ProgramCheckConfig()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
-from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, Component, ComponentReport, DrawingScores
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.latency import LatencyTable
@@ -333,19 +333,19 @@ def evaluation(config: SnapFusionConfig, records: Records, variant: str) -> Eval
     ).record
 
 
-def coreml_export(config: SnapFusionConfig, records: Records, component: str) -> ComponentReport:
+def coreml_export(config: SnapFusionConfig, records: Records, component: Component) -> ComponentReport:
     """Convert one component of what ships: the student, the small decoder, the base's text encoder."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
 
     def work(context: Any) -> Record:
-        from steps.coreml_export import run
+        from steps.coreml_export import NEEDED_WEIGHTS, run
         from steps.export.samples import Pictures
         from steps.inputs import StageInputs
 
         inputs = StageInputs(plan, context)
         return run(
             component,
-            inputs.base,
+            inputs.base_with(NEEDED_WEIGHTS[component]),
             unet,
             decoder,
             Pictures.of(inputs.data, config.coreml_export.program_check.captions),
