@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts_schema.base import Record
 
-_MODULES = ("architecture", "bundle", "data", "evaluation", "latency", "plan", "report", "training")
+_MODULES = ("architecture", "bundle", "data", "device", "evaluation", "latency", "plan", "report", "training")
 
 
 def _component_2(payload: dict[str, Any]) -> dict[str, Any]:

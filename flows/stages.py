@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
-from artifacts_schema.base import Record
+from artifacts_schema.base import Record, content_hash
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, Component, ComponentReport, DrawingScores
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord
@@ -115,10 +115,19 @@ def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
         config=config,
         sections=["latency_profile"],
         inputs=[plan.base.identity()],
-        extra={} if config.latency_profile.backend == "macs" else machine_identity(config),
+        extra=_table_identity(config),
     ).record
     _check_budget(config, plan, table)
     return table
+
+
+def _table_identity(config: SnapFusionConfig) -> dict[str, Any]:
+    """What a table depends on beside its configuration: the machine, or the files that are imported."""
+    profile = config.latency_profile
+    if profile.table is None:
+        return {} if profile.backend == "macs" else machine_identity(config)
+    files = [Path(profile.table), Path(profile.kit or Path(profile.table).with_name("manifest.json"))]
+    return {str(i): content_hash(path.read_text()) for i, path in enumerate(files) if path.is_file()}
 
 
 def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) -> None:
