@@ -5,7 +5,10 @@ from typing import Any, ClassVar, Literal
 from artifacts_schema.base import Frozen, Measurement, Record
 from artifacts_schema.references import FolderRef, ObjectRef
 
-Component = Literal["text_encoder", "unet", "vae_decoder"]
+Component = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"]
+REQUIRED_COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")
+"""What drawing a picture from a caption takes; the others are extras of a runtime."""
+
 Prediction = Literal["epsilon", "v_prediction"]
 # How a package holds its weights: float16, palettes of so many bits, 8-bit integers, palettes of different bits.
 Scheme = Literal["fp16", "palette_8", "palette_6", "palette_4", "linear_8", "mixed"]
@@ -82,7 +85,8 @@ class Parity(Frozen):
 class ComponentReport(Record):
     """One exported component.
 
-    `package` is the stored .mlpackage, called `package_name` in the bundle. `output_prediction` is
+    `package` is the stored .mlpackage, called `package_name` in the bundle. A component in two pieces has their names
+    in `chunks`, in the order they run; `package` then holds both, each in a folder of its name. `output_prediction` is
     what the exported UNet returns: `epsilon` also for a velocity UNet, whose conversion is part of the
     graph (`velocity_folded`). `decoder_factor` is what the exported decoder multiplies its input by, because
     the runtime divides latents by 0.18215 whatever the model's `scaling_factor`. `float32_operations` counts
@@ -97,6 +101,7 @@ class ComponentReport(Record):
     component: Component
     package_name: str
     package: FolderRef
+    chunks: tuple[str, ...] = ()
     source_class: str
     parameters: int
     weights_sha256: str
@@ -123,9 +128,10 @@ class BundleFile(Frozen):
 
 
 class BundleComponent(Frozen):
-    """What the runtime needs to know of one component."""
+    """What the runtime needs to know of one component: one package or, in order, its `chunks`."""
 
     package: str
+    chunks: tuple[str, ...] = ()
     inputs: tuple[TensorContract, ...]
     outputs: tuple[TensorContract, ...]
     parameters: int
@@ -134,6 +140,11 @@ class BundleComponent(Frozen):
     scheme: Scheme = "fp16"
     parity: Parity | None = None
     parity_note: str = NOT_MEASURED
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """File names, in the order they run."""
+        return self.chunks or (self.package,)
 
 
 class DrawingScores(Frozen):
@@ -169,9 +180,9 @@ class BundleManifest(Record):
 
     `model_prediction` is what the trained UNet predicts, `output_prediction` what the exported one returns.
     `schedule` holds the diffusers keys of the noise schedule, `timesteps` the sampling grid, falling.
-    `files` names every other file of the bundle by its path in it. `complete` is False when a component was
-    left out of the export. `drawing` is what the whole bundle drew on the machine that made it, None where it drew
-    nothing.
+    `files` names every other file of the bundle by its path in it. `complete` is False when a component that
+    drawing takes was left out of the export. `drawing` is what the whole bundle drew on the machine that made it,
+    None where it drew nothing.
     """
 
     schema_name: ClassVar[str] = "snapfusion.bundle"

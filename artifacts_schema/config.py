@@ -107,6 +107,9 @@ class LatencyProfileConfig(Frozen):
 
     backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = "torch-cpu"
     table: str | None = None  # a table measured elsewhere, of that backend; the last two can only be imported
+    kit: str | None = (
+        None  # manifest.json of the latency kit a device has timed; None: the one beside `table`
+    )
     batch_size: Count = 2  # a guided step evaluates both branches at once
     repeats: Count = 30
     warmup: Count = 5
@@ -236,11 +239,10 @@ class CoremlExportConfig(Frozen):
     minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
     attention: Literal["original", "split_einsum"] = "original"
     batch_size: Literal[1, 2] = 2  # 2: guided in one call
-    components: tuple[Literal["text_encoder", "unet", "vae_decoder"], ...] = (
-        "text_encoder",
-        "unet",
-        "vae_decoder",
-    )
+    chunked_unet: bool = False  # in two packages: what the Neural Engine loads of large models is limited
+    components: tuple[
+        Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"], ...
+    ] = ("text_encoder", "unet", "vae_decoder")
     guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
     program_check: ProgramCheckConfig = ProgramCheckConfig()
 

@@ -17,6 +17,7 @@ _MODULES = (
     "bundle",
     "compression",
     "data",
+    "device",
     "evaluation",
     "latency",
     "plan",

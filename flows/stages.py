@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
-from artifacts_schema.base import Record
-from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores, Scheme
+from artifacts_schema.base import Record, content_hash
+from artifacts_schema.bundle import (
+    BundleDrawing,
+    BundleManifest,
+    Component,
+    ComponentReport,
+    DrawingScores,
+    Scheme,
+)
 from artifacts_schema.compression import CompressionRecord, compressed_reports
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
@@ -116,10 +123,19 @@ def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
         config=config,
         sections=["latency_profile"],
         inputs=[plan.base.identity()],
-        extra={} if config.latency_profile.backend == "macs" else machine_identity(config),
+        extra=_table_identity(config),
     ).record
     _check_budget(config, plan, table)
     return table
+
+
+def _table_identity(config: SnapFusionConfig) -> dict[str, Any]:
+    """What a table depends on beside its configuration: the machine, or the files that are imported."""
+    profile = config.latency_profile
+    if profile.table is None:
+        return {} if profile.backend == "macs" else machine_identity(config)
+    files = [Path(profile.table), Path(profile.kit or Path(profile.table).with_name("manifest.json"))]
+    return {str(i): content_hash(path.read_text()) for i, path in enumerate(files) if path.is_file()}
 
 
 def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) -> None:
@@ -354,19 +370,19 @@ def evaluation(
     ).record
 
 
-def coreml_export(config: SnapFusionConfig, records: Records, component: str) -> ComponentReport:
+def coreml_export(config: SnapFusionConfig, records: Records, component: Component) -> ComponentReport:
     """Convert one component of what ships: the student, the small decoder, the base's text encoder."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
 
     def work(context: Any) -> Record:
-        from steps.coreml_export import run
+        from steps.coreml_export import NEEDED_WEIGHTS, run
         from steps.export.samples import Pictures
         from steps.inputs import StageInputs
 
         inputs = StageInputs(plan, context)
         return run(
             component,
-            inputs.base,
+            inputs.base_with(NEEDED_WEIGHTS[component]),
             unet,
             decoder,
             Pictures.of(inputs.data, config.coreml_export.program_check.captions),

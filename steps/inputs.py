@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from steps.context import StageContext
 from steps.data.prepared import PreparedData
 from steps.errors import StoreError
 from steps.evaluation.clip_score import ClipScorer
-from steps.models import BaseModel, load_base
+from steps.models import BaseModel, WeightsOf, load_base
 
 
 class StageInputs:
@@ -25,6 +26,10 @@ class StageInputs:
     def base(self) -> BaseModel:
         """The base model in float32."""
         return load_base(fetch_folder(self.context, self.plan.base, "base"))
+
+    def base_with(self, only: Collection[WeightsOf]) -> BaseModel:
+        """The base with the weights of `only` these components, see `load_base`."""
+        return load_base(fetch_folder(self.context, self.plan.base, "base"), only=only)
 
     @cached_property
     def data(self) -> PreparedData:

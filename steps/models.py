@@ -6,7 +6,7 @@ pickled weights is refused before anything is read.
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,6 +23,7 @@ from steps.errors import BaseModelError, StoreError
 from steps.store.base import Store
 
 PredictionType = Literal["epsilon", "v_prediction"]
+WeightsOf = Literal["unet", "vae", "text_encoder"]
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -56,14 +57,18 @@ class BaseModel:
         return self.latent_shape[1] * factor
 
 
-def load_base(path: Path) -> BaseModel:
-    """Load and check every component in float32, evaluation mode. Raises BaseModelError with the file at fault."""
+def load_base(path: Path, *, only: Collection[WeightsOf] | None = None) -> BaseModel:
+    """Load and check every component in float32, evaluation mode. Raises BaseModelError with the file at fault.
+
+    `only` names the components whose weights are read; the others lie on the meta device: their configuration is
+    there, their weights take no memory.
+    """
     check_base_folder(path)
-    arguments: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    wanted: Collection[str] = ("unet", "vae", "text_encoder") if only is None else only
     try:
-        unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=torch.float32, **arguments)
-        vae = AutoencoderKL.from_pretrained(path / "vae", dtype=torch.float32, **arguments)
-        text = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=torch.float32, **arguments)
+        unet: UNet2DConditionModel = _component(UNet2DConditionModel, path / "unet", wanted)
+        vae: AutoencoderKL = _component(AutoencoderKL, path / "vae", wanted)
+        text: CLIPTextModel = _component(CLIPTextModel, path / "text_encoder", wanted)
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         scheduler = dict(DDIMScheduler.load_config(path / "scheduler"))
     except (OSError, ValueError, KeyError) as error:
@@ -77,6 +82,16 @@ def load_base(path: Path) -> BaseModel:
     for module in (unet, vae, text):
         module.eval().requires_grad_(False)
     return BaseModel(path, unet, vae, text, tokenizer, scheduler, cast(PredictionType, prediction))
+
+
+def _component(kind: Any, folder: Path, wanted: Collection[str]) -> Any:
+    """A component with its weights if its folder's name is wanted."""
+    if folder.name in wanted:
+        return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    with torch.device("meta"):
+        if issubclass(kind, CLIPTextModel):
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        return kind.from_config(kind.load_config(folder, local_files_only=True))
 
 
 def _check_text(

@@ -35,6 +35,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
     _check_image_size(config, base)
+    check_export(config, base)
     _check_disk(config, base, context.work)
     others = other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
@@ -66,6 +67,23 @@ def _check_image_size(config: SnapFusionConfig, base: BaseModel) -> None:
         raise ConfigError(
             f"data.image_size is {config.data.image_size}, but the base draws {base.image_size} x {base.image_size}; "
             "leave it out or use a base of that size"
+        )
+
+
+def check_export(config: SnapFusionConfig, base: BaseModel) -> None:
+    """Refuse what the export of this base would only refuse at the end of the run. Raises ConfigError."""
+    export = config.coreml_export
+    last = int(base.scheduler_config.get("num_train_timesteps", 1000)) - 1
+    beyond = [t for t in export.program_check.timesteps if t > last]
+    if beyond:
+        raise ConfigError(
+            f"coreml_export.program_check.timesteps names {beyond}, the base's schedule ends at {last}; "
+            "leave them out"
+        )
+    if "safety_checker" in export.components and not (base.path / "safety_checker/config.json").is_file():
+        raise ConfigError(
+            f"coreml_export.components names safety_checker, the base {base.path} has none; leave it out, or put one "
+            "into the folder 'safety_checker'"
         )
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.bundle import (
+    REQUIRED_COMPONENTS,
     BundleComponent,
     BundleFile,
     BundleManifest,
+    Component,
     ComponentReport,
     DrawingScores,
     Prediction,
@@ -27,7 +29,7 @@ from steps.store.base import Store
 
 logger = logging.getLogger(__name__)
 
-_ALL = ("text_encoder", "unet", "vae_decoder")
+_ALL: tuple[Component, ...] = (*REQUIRED_COMPONENTS, "vae_encoder", "safety_checker")
 _SCRIPT = "finalize_on_mac.sh"
 _SCHEDULER = "DDIMScheduler.swift"
 _DISK_SPARE = 16 << 20  # tokenizer, manifest, and room to breathe
@@ -70,7 +72,9 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     folder.mkdir()
     try:
         for report in by_name.values():
-            _copy_package(store, report.package, folder / report.package_name)
+            # A chunked component's files lie in one folder a chunk already.
+            inside = folder if report.chunks else folder / report.package_name
+            _copy_package(store, report.package, inside)
         _write_tokenizer(base_folder / "tokenizer", folder)
         _check_tokenizer(folder, by_name.get("text_encoder"))
         (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
@@ -83,7 +87,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
             components={
                 name: _entry(report, (schemes or {}).get(name, "fp16")) for name, report in by_name.items()
             },
-            complete=set(by_name) == set(_ALL),
+            complete=set(by_name) >= set(REQUIRED_COMPONENTS),
             files=_files(folder),
             steps=steps,
             guidance_scale=guidance_scale,
@@ -131,6 +135,11 @@ def _check_reports(
     hidden, latent = shapes.get(("text_encoder", "last_hidden_state")), shapes.get(("vae_decoder", "z"))
     if text and hidden and (text[1], text[3]) != (hidden[2], hidden[1]):
         raise ExportError(f"unet expects text {text}, text_encoder gives {hidden}; export both of one base")
+    moments = shapes.get(("vae_encoder", "latent"))
+    if sample and moments and (2 * sample[1], *sample[2:]) != moments[1:]:
+        raise ExportError(
+            f"unet takes latents {sample}, vae_encoder gives moments {moments}; export both of one base"
+        )
     if sample and latent and sample[1:] != latent[1:]:
         raise ExportError(
             f"unet gives latents {sample}, vae_decoder expects {latent}; export both of one base"
@@ -141,6 +150,7 @@ def _check_reports(
 def _entry(report: ComponentReport, scheme: Scheme) -> BundleComponent:
     return BundleComponent(
         package=report.package_name,
+        chunks=report.chunks,
         inputs=report.inputs,
         outputs=report.outputs,
         parameters=report.parameters,

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from artifacts_schema.bundle import BundleManifest, Component
+from artifacts_schema.bundle import REQUIRED_COMPONENTS, BundleManifest, Component
 from steps.diffusion.parameterization import ddim_step, guided, x_from_eps
 from steps.diffusion.schedule import CLEAN, NoiseSchedule
 from steps.errors import ExportError
 from steps.evaluation.pictures import png
-from steps.export.interpreter import Program
+from steps.export.interpreter import ChunkedProgram, Program, load_packages
 from steps.models import token_ids
 from steps.randomness import keyed_normal
-
-_COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,14 @@ class Bundle:
     """A bundle that was read back, its files checked against its manifest."""
 
     def __init__(
-        self, manifest: BundleManifest, tokenizer: CLIPTokenizer, programs: dict[str, Program]
+        self,
+        manifest: BundleManifest,
+        tokenizer: CLIPTokenizer,
+        programs: dict[str, Program | ChunkedProgram],
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self.text_encoder, self.unet, self.vae_decoder = (programs[name] for name in _COMPONENTS)
+        self.text_encoder, self.unet, self.vae_decoder = (programs[name] for name in REQUIRED_COMPONENTS)
         self.schedule = NoiseSchedule.from_config(manifest.schedule)
 
     @classmethod
@@ -61,11 +62,12 @@ class Bundle:
             raise ExportError(f"expected a bundle with manifest.json in {folder}: {error}") from error
         if not manifest.complete:
             raise ExportError(
-                f"expected the components {', '.join(_COMPONENTS)} in {folder}, found {', '.join(manifest.components)}"
+                f"expected the components {', '.join(REQUIRED_COMPONENTS)} in {folder}, found {', '.join(manifest.components)}"
             )
         _check_files(folder, manifest)
-        programs: dict[str, Program] = {
-            name: Program.load(name, folder / manifest.components[name].package) for name in _COMPONENTS
+        programs: dict[str, Program | ChunkedProgram] = {
+            name: load_packages(name, [folder / package for package in manifest.components[name].packages])
+            for name in REQUIRED_COMPONENTS
         }
         tokens = programs["text_encoder"].inputs["input_ids"][1]
         return cls(manifest, read_tokenizer(folder, tokens), programs)
@@ -107,9 +109,9 @@ class Bundle:
         divided = latents / self.manifest.runtime_scaling_factor
         return self.vae_decoder.run({"z": divided}, rounded=rounded)["image"]
 
-    def with_programs(self, programs: Mapping[Component, Program]) -> "Bundle":
+    def with_programs(self, programs: Mapping[Component, Program | ChunkedProgram]) -> "Bundle":
         """The same bundle with other programs in the place of some of its own."""
-        own: dict[str, Program] = {name: getattr(self, name) for name in _COMPONENTS}
+        own: dict[str, Program | ChunkedProgram] = {name: getattr(self, name) for name in REQUIRED_COMPONENTS}
         return Bundle(self.manifest, self.tokenizer, own | dict(programs))
 
     def token_ids(self, prompts: Sequence[str]) -> Tensor:

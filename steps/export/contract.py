@@ -16,6 +16,8 @@ DESCRIPTIONS: dict[Component, str] = {
     "text_encoder": "CLIP text encoder of a Stable-Diffusion-style text-to-image model.",
     "unet": "Noise predictor of a Stable-Diffusion-style text-to-image model that draws in few steps.",
     "vae_decoder": "Turns latents of a Stable-Diffusion-style text-to-image model into a picture.",
+    "vae_encoder": "Turns a picture into the latents of a Stable-Diffusion-style text-to-image model.",
+    "safety_checker": "Says of a picture whether it shows what should not be shown.",
 }
 
 Contract = tuple[tuple[TensorContract, ...], tuple[TensorContract, ...]]
@@ -107,6 +109,74 @@ def vae_decoder_contract(*, latent: tuple[int, int, int], scale: int) -> Contrac
                 dtype="float32",
                 shape=(1, 3, scale * height, scale * width),
                 description="Red, green, blue in about [-1, 1].",
+            ),
+        ),
+    )
+
+
+def vae_encoder_contract(*, latent: tuple[int, int, int], scale: int) -> Contract:
+    """(inputs, outputs) of the encoder; `scale` is the side of the picture over that of the latent."""
+    channels, height, width = latent
+    return (
+        (
+            TensorContract(
+                name="x",
+                dtype="float16",
+                shape=(1, 3, scale * height, scale * width),
+                description="Red, green, blue in [-1, 1].",
+            ),
+        ),
+        (
+            TensorContract(
+                name="latent",
+                dtype="float32",
+                shape=(1, 2 * channels, height, width),
+                description="Means, then logarithms of variances, of the latents divided by 0.18215.",
+            ),
+        ),
+    )
+
+
+def safety_checker_contract(*, side: int, concepts: int) -> Contract:
+    """(inputs, outputs) of the safety checker; `side` is that of the picture it looks at."""
+    # The runtime feeds an empty picture of this size, whatever the size of what it draws.
+    filtered = (1, 512, 512, 3)
+    return (
+        (
+            TensorContract(
+                name="clip_input",
+                dtype="float16",
+                shape=(1, 3, side, side),
+                description="The picture to look at, normalised as CLIP wants it.",
+            ),
+            TensorContract(
+                name="images",
+                dtype="float16",
+                shape=filtered,
+                description="The picture to blacken if unsafe.",
+            ),
+            TensorContract(
+                name="adjustment",
+                dtype="float16",
+                shape=(1,),
+                description="Above 0 it is stricter; usually 0.",
+            ),
+        ),
+        (
+            TensorContract(
+                name="concept_scores",
+                dtype="float32",
+                shape=(1, concepts),
+                description="Above 0 where the picture shows the concept.",
+            ),
+            TensorContract(
+                name="has_nsfw_concepts",
+                dtype="float32",
+                shape=(1,),
+                description="1 if any score is above 0.",
+            ),
+            TensorContract(
+                name="filtered_images", dtype="float32", shape=filtered, description="Black if unsafe."
             ),
         ),
     )

@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch import nn
 
 from artifacts_schema.bundle import Component, ExportCost, TensorContract
 from steps.errors import ExportError
+from steps.export import precision
 from steps.export.contract import CONTRACT_REVISION, DESCRIPTIONS, VERSION_KEY, Contract, check_contract
-from steps.export.precision import check_precision, may_be_float16
+from steps.export.precision import check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,28 @@ def _trace(wrapper: nn.Module, contract: Contract) -> Any:
         return trace(wrapper.eval(), examples, check_trace=False, strict=False)
 
 
-def _convert(component: Component, traced: Any, contract: Contract, target: str) -> Any:
+def convert(
+    name: str,
+    wrapper: nn.Module,
+    contract: Contract,
+    target: str,
+    *,
+    may_be_float16: Callable[[Any], bool] = precision.may_be_float16,
+) -> Any:
+    """A coremltools model of `wrapper` in evaluation mode, not saved. `may_be_float16` says so of an operation.
+
+    Raises ExportError naming `name` when coremltools cannot convert it.
+    """
+    return _convert(name, _trace(wrapper, contract), contract, target, may_be_float16)
+
+
+def _convert(
+    component: str,
+    traced: Any,
+    contract: Contract,
+    target: str,
+    may_be_float16: Callable[[Any], bool] = precision.may_be_float16,
+) -> Any:
     inputs, outputs = contract
     with known_warnings():
         try:

@@ -8,7 +8,7 @@ orders: what fails here fails there, what passes here has not run there.
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,55 @@ class Program:
         for name, position in last.items():
             by_position.setdefault(position, []).append(name)
         return by_position
+
+
+class ChunkedProgram:
+    """Packages that run one after the other: each reads the original inputs and the results of those before it."""
+
+    def __init__(self, chunks: Sequence[Program]) -> None:
+        self.component, self.chunks = chunks[0].component, tuple(chunks)
+        self.outputs = dict(chunks[-1].outputs)
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        made: dict[str, tuple[int, ...]] = {}
+        for chunk in chunks:
+            for name, shape in chunk.inputs.items():
+                if made.get(name, shape) != shape or self.inputs.get(name, shape) != shape:
+                    raise ExportError(f"{self.component}: the chunks disagree about the shape of {name}")
+                if name not in made:
+                    self.inputs[name] = shape
+            made |= chunk.outputs
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """How many operations of each type, constants left out."""
+        found: Counter[str] = sum((Counter(chunk.operations) for chunk in self.chunks), Counter())
+        return dict(sorted(found.items()))
+
+    def run(self, inputs: Mapping[str, Tensor], *, rounded: bool) -> dict[str, Tensor]:
+        """See `Program.run`."""
+        known = dict(inputs)
+        for chunk in self.chunks:
+            known |= chunk.run(_named(known, chunk), rounded=rounded)
+        return {name: known[name] for name in self.outputs}
+
+    def execute(self, inputs: Mapping[str, Tensor], *, rounded: bool) -> Iterator[Executed]:
+        """See `Program.execute`."""
+        known = dict(inputs)
+        for chunk in self.chunks:
+            for executed in chunk.execute(_named(known, chunk), rounded=rounded):
+                if executed.name in chunk.outputs:
+                    known[executed.name] = _stored(executed, rounded)
+                yield executed
+
+
+def load_packages(component: str, packages: Sequence[Path]) -> Program | ChunkedProgram:
+    """A component of one package, or of several that run in this order. Raises ExportError as `Program.load` does."""
+    programs = [Program.load(component, package) for package in packages]
+    return programs[0] if len(programs) == 1 else ChunkedProgram(programs)
+
+
+def _named(known: Mapping[str, Tensor], chunk: Program) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in known.items() if name in chunk.inputs}
 
 
 def read_package(component: str, package: Path) -> tuple[Any, Any]:

@@ -24,6 +24,11 @@ def may_be_float16(op: Any) -> bool:
     return not (_leads_to_angles(op, _LONGEST_PATH) or _ends_in_noise(op, _LONGEST_PATH))
 
 
+def may_be_float16_in_a_block(op: Any) -> bool:
+    """The same for a part of a UNet, whose last addition is no conversion to noise."""
+    return not _leads_to_angles(op, _LONGEST_PATH)
+
+
 def _leads_to_angles(op: Any, depth: int) -> bool:
     if op.op_type in _ANGLES:
         return True

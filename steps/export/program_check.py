@@ -5,7 +5,7 @@ Passing is necessary, not sufficient: the program runs in torch here (`interpret
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from artifacts_schema.bundle import Component, Parity, ParityPoint
 from artifacts_schema.config import ProgramCheckConfig
 from steps.errors import ExportError
 from steps.export.contract import Contract
-from steps.export.interpreter import Executed, Program
+from steps.export.interpreter import ChunkedProgram, Executed, Program, load_packages
 from steps.export.rounding import rounded_results, with_rounded_weights
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,19 @@ class Sample:
         return output * self.scale + self.shift
 
 
+@dataclass(frozen=True)
+class TorchResult:
+    """A sample, and the outputs of the torch model: float32, float16 weights, float16 weights and results."""
+
+    sample: Sample
+    exact: Tensor
+    weights: Tensor
+    rounded: Tensor
+
+
 def check_program(  # noqa: PLR0913 - what is compared, on what, against which gates
     component: Component,
-    package: Path,
+    package: Path | Sequence[Path],
     module: nn.Module,
     contract: Contract,
     samples: Iterable[Sample],
@@ -52,15 +62,51 @@ def check_program(  # noqa: PLR0913 - what is compared, on what, against which g
     quantity: str,
     gates: ProgramCheckConfig,
 ) -> Parity:
-    """Compare the saved `package` with `module`, which it was converted from, on the contract's first output.
+    """Compare a saved `package` (or its chunks, in order) with `module`, which it was converted from.
 
-    `quantity` names what `Sample.quantity` makes of that output. Raises ExportError for a program that cannot be
-    run, a result that is not finite, or a ratio below its gate.
+    What is compared is the contract's first output, or what `Sample.quantity` makes of it, named `quantity`. Raises
+    ExportError for a program that cannot be run, a result that is not finite, or a ratio below its gate.
     """
-    comparison = _Comparison(component, Program.load(component, package), module, contract)
+    expected = torch_results(module, contract, samples)
+    return compare(component, package, contract, expected, quantity=quantity, gates=gates)
+
+
+def torch_results(
+    module: nn.Module, contract: Contract, samples: Iterable[Sample], *, in_place: bool = False
+) -> list[TorchResult]:
+    """What torch makes of every sample: in float32, with float16 weights, and with float16 results.
+
+    `in_place` leaves `module` with rounded weights, instead of holding a second copy of them.
+    """
+    names = [tensor.name for tensor in contract[0]]
+    taken = list(samples)
+    expected = [_torch(module, sample, names) for sample in taken]
+    rounded_module = with_rounded_weights(module, in_place=in_place)
+    results = []
+    for sample, exact in zip(taken, expected, strict=True):
+        weights = _torch(rounded_module, sample, names)
+        # A UNet's wrapper adds the conversion to noise, which is in float32, to the network.
+        with rounded_results(getattr(rounded_module, "unet", rounded_module)):
+            rounded = _torch(rounded_module, sample, names)
+        results.append(TorchResult(sample, exact, weights, rounded))
+    return results
+
+
+def compare(  # noqa: PLR0913 - what is compared, with what, against which gates
+    component: Component,
+    package: Path | Sequence[Path],
+    contract: Contract,
+    expected: Sequence[TorchResult],
+    *,
+    quantity: str,
+    gates: ProgramCheckConfig,
+) -> Parity:
+    """`check_program` on results that torch has left already, so that its model need not be there any more."""
+    packages = [package] if isinstance(package, Path) else package
+    comparison = _Comparison(component, load_packages(component, packages), contract)
     found: dict[str, list[ParityPoint]] = {}
-    for sample in samples:
-        found.setdefault(sample.place, []).append(comparison.of(sample))
+    for result in expected:
+        found.setdefault(result.sample.place, []).append(comparison.of(result))
     watch = comparison.watch
     parity = Parity(
         quantity=quantity,
@@ -125,23 +171,25 @@ def describe(parity: Parity) -> str:
     )
 
 
-class _Comparison:
-    """A program beside its torch model; `watch` keeps what was noticed over all samples."""
+@torch.no_grad()
+def _torch(module: nn.Module, sample: Sample, names: Sequence[str]) -> Tensor:
+    """The first output."""
+    result = module(*(sample.inputs[name] for name in names))
+    output: Tensor = result[0] if isinstance(result, tuple) else result
+    return output
 
-    def __init__(self, component: Component, program: Program, module: nn.Module, contract: Contract) -> None:
-        self.program, self.module = program, module
-        self.inputs = [tensor.name for tensor in contract[0]]
+
+class _Comparison:
+    """A program beside what torch computed; `watch` keeps what was noticed over all samples."""
+
+    def __init__(self, component: Component, program: Program | ChunkedProgram, contract: Contract) -> None:
+        self.program = program
         self.output = contract[1][0].name
-        self.rounded_module = with_rounded_weights(module)
         self.watch = _Watch(component)
 
-    def of(self, sample: Sample) -> ParityPoint:
+    def of(self, result: TorchResult) -> ParityPoint:
         """One sample's ratios. Raises ExportError as `check_program` does."""
-        expected = self._torch(self.module, sample)
-        weights = self._torch(self.rounded_module, sample)
-        # A UNet's wrapper adds the conversion to noise, which is in float32, to the network.
-        with rounded_results(getattr(self.rounded_module, "unet", self.rounded_module)):
-            torch_rounded = self._torch(self.rounded_module, sample)
+        sample, expected = result.sample, result.exact
         exact, rounded = self._program(sample)
 
         def ratio(found: Tensor) -> float:
@@ -151,19 +199,13 @@ class _Comparison:
             place=sample.place,
             inputs=1,
             exact_db=ratio(exact),
-            weights_db=ratio(weights),
+            weights_db=ratio(result.weights),
             rounded_db=ratio(rounded),
-            torch_rounded_db=ratio(torch_rounded),
-            loss_db=ratio(torch_rounded) - ratio(rounded),
+            torch_rounded_db=ratio(result.rounded),
+            loss_db=ratio(result.rounded) - ratio(rounded),
             output_exact_db=psnr(expected, exact),
             output_rounded_db=psnr(expected, rounded),
         )
-
-    @torch.no_grad()
-    def _torch(self, module: nn.Module, sample: Sample) -> Tensor:
-        result = module(*(sample.inputs[name] for name in self.inputs))
-        output: Tensor = result[0] if isinstance(result, tuple) else result
-        return output
 
     def _program(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """The output of the exact and of the rounded run, every result of both seen by `watch`."""

@@ -17,9 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 
-def with_rounded_weights(module: nn.Module) -> nn.Module:
-    """A copy of `module` with parameters rounded to float16 and kept as float32; tables (buffers) stay as they are."""
-    rounded = copy.deepcopy(module)
+def with_rounded_weights(module: nn.Module, *, in_place: bool = False) -> nn.Module:
+    """A copy of `module` with parameters rounded to float16 and kept as float32; tables (buffers) stay as they are.
+
+    `in_place` rounds `module` itself, which spares the memory of a copy.
+    """
+    rounded = module if in_place else copy.deepcopy(module)
     for parameter in rounded.parameters():
         parameter.data = parameter.data.half().float()
     return rounded

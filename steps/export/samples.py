@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from artifacts_schema.config import ProgramCheckConfig
 from steps.data.prepared import PreparedData
@@ -16,14 +17,17 @@ from steps.models import BaseModel, encode_captions, token_ids
 from steps.randomness import keyed_normal
 
 _SPLIT = "validation"
+# What Apple's runtime normalises pictures with before it checks them.
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captions, and latents (n, c, h, w) of about unit variance, one a caption."""
+    """Captions, and one a caption latents (n, c, h, w) of about unit variance and pictures uint8 (n, 3, H, W)."""
 
     captions: tuple[str, ...]
     latents: Tensor
+    images: Tensor | None = None
 
     @classmethod
     def of(cls, data: PreparedData, count: int) -> "Pictures":
@@ -34,6 +38,7 @@ class Pictures:
         return cls(
             captions=tuple(captions[index] for index in indices.tolist()),
             latents=data.latents(_SPLIT, indices, seed=0, iteration=0),
+            images=data.images(_SPLIT, indices),
         )
 
 
@@ -78,6 +83,33 @@ def decoder_samples(pictures: Pictures) -> Iterator[Sample]:
     """Latents of pictures, divided as the runtime divides them."""
     for z in pictures.latents.split(1):
         yield Sample("latents", {"z": (z / RUNTIME_SCALING_FACTOR).half().float()})
+
+
+def encoder_samples(pictures: Pictures) -> Iterator[Sample]:
+    """Pictures in [-1, 1]. Raises ExportError without any."""
+    for image in _images(pictures, "vae_encoder").split(1):
+        yield Sample("pictures", {"x": (image.float() / 127.5 - 1.0).half().float()})
+
+
+def safety_samples(pictures: Pictures, *, side: int) -> Iterator[Sample]:
+    """Pictures of `side` as the runtime normalises them, and empty ones to filter. Raises ExportError without any."""
+    mean, deviation = torch.tensor(_MEAN).reshape(1, 3, 1, 1), torch.tensor(_DEVIATION).reshape(1, 3, 1, 1)
+    for image in _images(pictures, "safety_checker").split(1):
+        small = functional.interpolate(image.float() / 255, (side, side), mode="bilinear", antialias=True)
+        yield Sample(
+            "pictures",
+            {
+                "clip_input": ((small - mean) / deviation).half().float(),
+                "images": torch.zeros(1, 512, 512, 3),
+                "adjustment": torch.zeros(1),
+            },
+        )
+
+
+def _images(pictures: Pictures, component: str) -> Tensor:
+    if pictures.images is None:
+        raise ExportError(f"{component}: expected pictures to try it on, found captions and latents only")
+    return pictures.images
 
 
 def _check_timesteps(timesteps: Sequence[int], schedule: NoiseSchedule) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from artifacts_schema.architecture import ArchitectureSpec, original_of
 from artifacts_schema.latency import LatencyTable
 from steps.errors import LatencyTableError
+from steps.latency.device import device_table, is_measurement
 from steps.unet.blocks import config_hash, list_blocks
 
 
@@ -45,21 +46,19 @@ def require_same_protocol(one: LatencyTable, other: LatencyTable) -> None:
 def import_table(
     path: Path,
     *,
+    kit: Path | None = None,
     backend: str,
     unet_config: Mapping[str, Any],
     batch: int,
     latent_shape: tuple[int, int, int],
     tokens: int,
 ) -> LatencyTable:
-    """Read a table measured elsewhere.
+    """Read a table measured elsewhere, or make one of what a device measured (`steps.latency.device`).
 
+    `kit` is the manifest of the latency kit that the device was given; None: the one beside `path`.
     Raises LatencyTableError when it cannot be read or belongs to another provenance, model, batch or shape,
     or lacks a block.
     """
-    try:
-        table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, ValidationError, ValueError) as error:
-        raise LatencyTableError(f"{path} is no latency table: {error}") from error
     expected: dict[str, Any] = {
         "backend": backend,
         "model": config_hash(unet_config),
@@ -67,6 +66,21 @@ def import_table(
         "latent_shape": latent_shape,
         "tokens": tokens,
     }
+    if is_measurement(path):
+        return _checked(
+            device_table(path, kit or path.with_name("manifest.json")), path, expected, unet_config
+        )
+    try:
+        table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, ValidationError, ValueError) as error:
+        raise LatencyTableError(f"{path} is no latency table: {error}") from error
+    return _checked(table, path, expected, unet_config)
+
+
+def _checked(
+    table: LatencyTable, path: Path, expected: Mapping[str, Any], unet_config: Mapping[str, Any]
+) -> LatencyTable:
+    """`table`. Raises LatencyTableError when it is not as expected, or lacks a block."""
     for key, value in expected.items():
         found = getattr(table, key)
         if found != value:

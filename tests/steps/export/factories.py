@@ -50,7 +50,9 @@ def export_base(scaling_factor: float = 0.13) -> BaseModel:
 
 def pictures(count: int = 2) -> Pictures:
     """Captions of single letters, and latents of unit variance."""
-    return Pictures(("b a", "a", "b b b b b b b b")[:count], torch.randn(count, 4, 16, 16))
+    captions = ("b a", "a", "b b b b b b b b")[:count]
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    return Pictures(captions, torch.randn(count, 4, 16, 16), images)
 
 
 def tokenizer_folder(folder: Path) -> Path:

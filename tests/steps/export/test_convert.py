@@ -112,7 +112,5 @@ def test_package_names_are_apples() -> None:
 def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
-    with pytest.raises(ExportError, match="vae_encoder"):
-        run(
-            "vae_encoder", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
-        )  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="found 'refiner'"):
+        run("refiner", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon")  # type: ignore[arg-type]
