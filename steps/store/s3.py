@@ -5,6 +5,7 @@ checkpoints of unfinished stages) and `layout.json`. Objects are downloaded once
 at every read; scratch files stay local.
 """
 
+import hashlib
 import logging
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import botocore.exceptions
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, StoreError
-from steps.store.base import Entry, Mirror, object_name
+from steps.store.base import Entry, Mirror, by_work_key, object_name
 from steps.store.local import LAYOUT_VERSION, LocalStore, check_layout
 from steps.store.s3_bucket import Bucket, age_s
 from steps.store.s3_client import code_of, is_absent
@@ -167,6 +168,21 @@ class S3Store:
         """See Store: always local."""
         return self.local.work_folder(key)
 
+    def work(self) -> Iterator[Entry]:
+        """See Store."""
+        remote = (
+            Entry(entry.name.removeprefix("work/"), entry.bytes, entry.age_s)
+            for entry in self.bucket.list("work/")
+        )
+        here = (Entry(f"{entry.name}/.", entry.bytes, entry.age_s) for entry in self.local.work())
+        yield from by_work_key((*remote, *here))
+
+    def delete_work(self, key: str) -> None:
+        """See Store."""
+        for entry in list(self.bucket.list(f"work/{_safe(key)}/")):
+            self.bucket.remove(entry.name)
+        self.local.delete_work(key)
+
     def mirror(self, key: str) -> Mirror | None:
         """See Store."""
         return S3Mirror(self.bucket, f"work/{_safe(key)}/")
@@ -199,10 +215,12 @@ class S3Mirror:
 
     def send(self, name: str, path: Path) -> None:
         """See Mirror."""
-        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}", sha256=sha256)
 
     def fetch(self, name: str, path: Path) -> None:
-        """See Mirror. Whether the bytes are right is for the reader to check: a checkpoint names its hashes."""
+        """See Mirror. Verifies the hash that the file was sent with."""
         self._bucket.fetch_file(self._prefix + _safe(name), path)
 
     def remove(self, name: str) -> None:

@@ -24,7 +24,8 @@ from artifacts_schema.config import TrainingConfig
 from steps.context import NullProgress, Progress
 from steps.errors import Interrupted, NonFiniteLossError
 from steps.randomness import epoch_indices
-from steps.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from steps.training.checkpoint import Checkpoint
+from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def train(
     training: TrainingConfig,
     samples: int,
     seed: int,
-    folder: Path,
+    folder: Path | CheckpointFolder,
     progress: Progress | None = None,
     on_interval: IntervalHook | None = None,
     description: str = "training",
@@ -88,20 +89,21 @@ def train(
 ) -> TrainingOutcome:
     """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights.
 
-    Goes on from the newest checkpoint in `folder`; on a CPU with deterministic algorithms the result then equals that
+    Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result then equals that
     of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
     Interrupted after SIGTERM (a checkpoint is written first).
     """
-    run = _Training(model, loss, training, samples, seed, folder, device)
-    run.restore()
-    bar = progress or NullProgress()
-    bar.start(description, training.iterations)
-    try:
-        with _sigterm_flag() as stop:
-            run.loop(bar, on_interval, stop)
-    finally:
-        bar.close()
-    return run.finish()
+    with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
+        run = _Training(model, loss, training, samples, seed, checkpoints, device)
+        run.restore()
+        bar = progress or NullProgress()
+        bar.start(description, training.iterations)
+        try:
+            with _sigterm_flag() as stop:
+                run.loop(bar, on_interval, stop)
+        finally:
+            bar.close()
+        return run.finish()
 
 
 @dataclass
@@ -133,10 +135,11 @@ class _Training:
         training: TrainingConfig,
         samples: int,
         seed: int,
-        folder: Path,
+        checkpoints: CheckpointFolder,
         device: torch.device | None,
     ) -> None:
-        self.training, self.samples, self.seed, self.folder = training, samples, seed, folder
+        self.training, self.samples, self.seed = training, samples, seed
+        self.checkpoints, self.folder = checkpoints, checkpoints.folder
         self.loss = loss
         use_cpu = device is None or device.type == "cpu"
         self.accelerator = Accelerator(cpu=use_cpu)
@@ -250,11 +253,11 @@ class _Training:
         }
         # Tied parameters share storage, which safetensors refuses: every entry gets its own copy.
         own = {name: value.detach().clone() for name, value in tensors.items()}
-        save_checkpoint(self.folder, Checkpoint(self.iteration, own, state))
+        self.checkpoints.save(Checkpoint(self.iteration, own, state))
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        checkpoint = load_latest(self.folder)
+        checkpoint = self.checkpoints.load_latest()
         if checkpoint is None:
             return
         tensors, state = checkpoint.tensors, checkpoint.state

@@ -13,7 +13,8 @@ from artifacts_schema.config import TrainingConfig
 from steps.context import NullProgress
 from steps.errors import CheckpointError, Interrupted, NonFiniteLossError
 from steps.randomness import keyed_normal
-from steps.training.checkpoint import checkpoint_folders, load_latest
+from steps.training.checkpoint import Checkpoint, checkpoint_folders
+from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
 from steps.training.loop import Batch, learning_rate_factor, train
 
@@ -30,6 +31,10 @@ def model() -> nn.Module:
 def regression(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     x = keyed_normal((4,), seed=batch.seed, name="x", iteration=batch.iteration, indices=batch.indices)
     return {"loss": ((net(x) - x.sum(1, keepdim=True)) ** 2).mean()}
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    return CheckpointFolder(folder).load_latest()
 
 
 def run(folder: Path, config: TrainingConfig = CONFIG, loss=regression, progress=None):  # type: ignore[no-untyped-def]
