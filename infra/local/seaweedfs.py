@@ -32,17 +32,21 @@ _PORTS = range(12_000, 22_000)
 
 @dataclass(frozen=True)
 class Identity:
-    """A user of the server. `actions` are SeaweedFS's: Admin, or Read, Write, List, Tagging with `:bucket`."""
+    """A user of the server. `actions` are SeaweedFS's: Admin, or Read, Write, List, Tagging with `:bucket`.
+
+    `policy` is an IAM policy document that grants more, or "".
+    """
 
     name: str
     access_key: str
     secret_key: str
     actions: tuple[str, ...]
+    policy: str = ""
 
     @classmethod
-    def create(cls, name: str, actions: Sequence[str]) -> "Identity":
+    def create(cls, name: str, actions: Sequence[str], policy: str = "") -> "Identity":
         """An identity with random keys."""
-        return cls(name, token_hex(10).upper(), token_hex(20), tuple(actions))
+        return cls(name, token_hex(10).upper(), token_hex(20), tuple(actions), policy)
 
 
 @dataclass(frozen=True)
@@ -144,16 +148,17 @@ def serve(
 
 def _write_identities(path: Path, identities: Sequence[Identity]) -> None:
     """The keys, readable by this user only."""
-    payload = {
-        "identities": [
-            {
-                "name": identity.name,
-                "credentials": [{"accessKey": identity.access_key, "secretKey": identity.secret_key}],
-                "actions": list(identity.actions),
-            }
-            for identity in identities
-        ]
-    }
+    users: list[dict[str, object]] = [
+        {
+            "name": identity.name,
+            "credentials": [{"accessKey": identity.access_key, "secretKey": identity.secret_key}],
+            "actions": list(identity.actions),
+            "policyNames": [identity.name] if identity.policy else [],
+        }
+        for identity in identities
+    ]
+    policies = [{"name": each.name, "content": each.policy} for each in identities if each.policy]
+    payload = {"identities": users, "policies": policies}
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
         json.dump(payload, file)

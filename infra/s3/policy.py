@@ -28,8 +28,14 @@ def policy(
             "Sid": "List",
             "Action": ["s3:ListBucket"],
             "Resource": [arn],
-            # IfExists: asking whether bucket or key exist carries no prefix, and must answer "no" rather than "denied".
-            "Condition": {"StringLikeIfExists": {"s3:prefix": [f"{below}*"]}},
+            "Condition": {"StringLike": {"s3:prefix": [f"{below}*"]}},
+        },
+        {
+            # Whether bucket and key exist is asked without a prefix, and must be answered "no" rather than "denied".
+            "Sid": "Exists",
+            "Action": ["s3:ListBucket"],
+            "Resource": [arn],
+            "Condition": {"Null": {"s3:prefix": "true"}},
         },
         {"Sid": "Read", "Action": ["s3:GetObject"], "Resource": [f"{arn}/{below}*"]},
     ]

@@ -89,8 +89,8 @@ def train(
 ) -> TrainingOutcome:
     """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights.
 
-    Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result then equals that
-    of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
+    Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
+    then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
     Interrupted after SIGTERM (a checkpoint is written first).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:

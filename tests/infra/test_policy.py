@@ -50,18 +50,13 @@ def test_a_runner_may_remove_scratch_only() -> None:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, S3Store]]:
     """A store for each role, on a server that enforces the policies, and one of the administrator."""
     folder = tmp_path_factory.mktemp("policy")
-    users = {role: Identity.create(role, []) for role in ROLES}
+    users = {
+        role: Identity.create(role, [], policy=json.dumps(policy(BUCKET, PREFIX, role))) for role in ROLES
+    }
     with serve(folder, identities=list(users.values()), stop_s=0.0) as server:
         server.create_bucket(BUCKET)
-        everything: list[dict[str, Any]] = []
-        for role in ROLES:
-            made = policy(BUCKET, PREFIX, role, principals=[f"arn:aws:iam:::user/{role}"])
-            everything += [s | {"Sid": f"{role}{s['Sid']}"} for s in made["Statement"]]
-        text = json.dumps({"Version": "2012-10-17", "Statement": everything})
-        client_of(server, server.admin).put_bucket_policy(Bucket=BUCKET, Policy=text)
-        yield {
-            name: store_of(server, user, folder) for name, user in (users | {"admin": server.admin}).items()
-        }
+        everyone = {**users, "admin": server.admin}
+        yield {name: store_of(server, user, folder) for name, user in everyone.items()}
 
 
 def client_of(server: Server, user: Identity) -> Any:
@@ -88,7 +83,7 @@ def test_a_runner_can_do_all_that_a_run_needs(stores: dict[str, S3Store], tmp_pa
     ref = runner.put_bytes(b"weights")
     runner.local.delete_object(ref.sha256)
     assert get_bytes(runner, ref) == b"weights"
-    assert runner.swap_document("leases/a", None, "1")
+    assert runner.swap_document("champion", None, "1")
     assert not runner.has("0" * 64)
     mirror = runner.mirror("stage/key")
     assert mirror is not None

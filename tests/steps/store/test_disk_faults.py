@@ -57,7 +57,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     code = STORE.format(folder=str(tmp_path), action="store.put_bytes(bytes(4 << 20))", error="DiskFullError")
     assert "DiskFullError no space left" in child(code, file_limit=1 << 20)
     assert files(tmp_path / "objects") == []
-    assert [path for path in (tmp_path / "objects").rglob(".partial-*")] == []
+    assert list((tmp_path / "objects").rglob(".partial-*")) == []
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
