@@ -31,7 +31,7 @@ from benchmarks.published import ROOT, Metric, publish, result
 from infra.local.seaweedfs import Server, serve
 
 FLOW = ROOT / "flows" / "snapfusion_flow.py"
-_ORPHANS_S = 120.0
+_LONGEST_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -78,26 +78,32 @@ class Machine:
         return {name: report[name] for name in ("inputs", "headline", "comparisons", "evaluations")}
 
 
-def run_and_kill(machine: Machine, command: str, draw: random.Random, longest_s: float) -> Kill | None:
-    """Start the flow and kill one of its processes at a random time; None when it came through before."""
+def run_and_kill(
+    machine: Machine, command: str, draw: random.Random, longest_s: float
+) -> tuple[Kill | None, bool]:
+    """Start the flow and kill one of its processes at a random time.
+
+    Returns the kill (None when the flow ended before), and whether the flow came through: some of its processes, such as
+    one that draws a card, can be killed without ending it.
+    """
     process = machine.start(command)
     group = psutil.Process(process.pid)
-    after_s, started = draw.uniform(0.5, longest_s), time.monotonic()
+    after_s, kill = draw.uniform(0.5, longest_s), None
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:
-        victim = draw.choice([group, *group.children(recursive=True)])
-        what = _describe(victim)
-        victim.send_signal(signal.SIGKILL)
+        victim = draw.choice([group, *_children(group)])
+        kill = Kill(after_s, _describe(victim))
         everything = [group, *_children(group)]
-        process.wait(_ORPHANS_S)
-        _end_orphans(everything)
-        return Kill(time.monotonic() - started if after_s < 0 else after_s, what)
-    if process.returncode != 0:
+        _end([victim])
+        process.wait(_LONGEST_S)
+        _end(everything)  # tasks whose runner was killed would work on
+        psutil.wait_procs(everything, timeout=10)
+    if kill is None and process.returncode != 0:
         raise RuntimeError(
             f"the flow failed by itself; see {machine.log}:\n{machine.log.read_text()[-3000:]}"
         )
-    return None
+    return kill, process.returncode == 0
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -107,14 +113,13 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _end_orphans(processes: list[psutil.Process]) -> None:
-    """Tasks whose runner was killed would work on: they go the same way. Only processes of this flow, by their ids."""
+def _end(processes: list[psutil.Process]) -> None:
+    """SIGKILL for processes of this flow, by their ids; psutil refuses an id that belongs to another one by now."""
     for process in processes:
         try:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(processes, timeout=10)
 
 
 def _describe(process: psutil.Process) -> str:
@@ -141,11 +146,15 @@ def killed_until_through(
     kills: list[Kill] = []
     while True:
         command = "resume" if not new_machine and machine.can_resume() else "run"
-        kill = run_and_kill(machine, command, draw, longest_s if len(kills) < most else 3600.0)
-        if kill is None:
+        longest_s = longest_s if len(kills) < most else _LONGEST_S
+        kill, through = run_and_kill(machine, command, draw, longest_s)
+        if kill is not None:
+            kills.append(kill)
+            print(
+                f"killed {kill.victim} after {kill.after_s:.1f} s of {command}", file=sys.stderr, flush=True
+            )
+        if through:
             return kills
-        kills.append(kill)
-        print(f"killed {kill.victim} after {kill.after_s:.1f} s of {command}", file=sys.stderr, flush=True)
         if new_machine:
             shutil.rmtree(machine.home)
 
