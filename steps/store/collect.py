@@ -112,7 +112,8 @@ class Collector:
 
     def _look_at_leases(self) -> None:
         """Which keys are being worked on, and since when: nothing written since then may go."""
-        held, silent = {}, {}
+        held: dict[str, str] = {}
+        silent: dict[str, str] = {}
         for entry in self.store.documents("leases/"):
             text = self.store.get_document(entry.name)
             if text is not None and not is_free(text):
