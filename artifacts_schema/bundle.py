@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from artifacts_schema.base import Frozen, Record
-from artifacts_schema.references import FolderRef
+from artifacts_schema.base import Frozen, Measurement, Record
+from artifacts_schema.references import FolderRef, ObjectRef
 
 Component = Literal["text_encoder", "unet", "vae_decoder"]
 Prediction = Literal["epsilon", "v_prediction"]
@@ -21,12 +21,60 @@ class TensorContract(Frozen):
 
 
 class ExportCost(Frozen):
-    """Seconds of tracing, converting and saving, and the process's highest memory use until then (bytes)."""
+    """Seconds of tracing, converting, saving and checking, and the process's highest memory use until then (bytes)."""
 
     trace_s: float
     convert_s: float
     save_s: float
+    check_s: float = 0.0
     peak_memory_bytes: int
+
+
+class ParityPoint(Frozen):
+    """The worst of `inputs` comparisons at one place, such as one timestep. Peak signal-to-noise ratios in dB.
+
+    All are against the torch model in float32. `exact_db`: the saved program in float32 arithmetic. `weights_db`: torch
+    with weights rounded to float16, which is all that `exact_db` should show. `rounded_db`: the program with every
+    float16 result rounded. `torch_rounded_db`: torch with weights and results rounded; `loss_db` is how much worse
+    than that the program is, the mean over the inputs. `output_exact_db` and `output_rounded_db` compare the
+    component's own output, where the others compare the quantity recovered from it.
+    """
+
+    place: str
+    inputs: int
+    exact_db: float
+    weights_db: float
+    rounded_db: float
+    torch_rounded_db: float
+    loss_db: float
+    output_exact_db: float
+    output_rounded_db: float
+
+
+class Parity(Frozen):
+    """How the saved program's numbers compare with torch's, both computed on this machine.
+
+    `quantity` is what was compared. `largest_activation` is the largest result declared float16, of the operation
+    `largest_operation`. `error_jump` names the first operation where rounding suddenly costs much, `exact_note` says
+    why the exact run is less exact than asked; None where there is nothing to say.
+    """
+
+    quantity: str
+    points: tuple[ParityPoint, ...]
+    largest_activation: float
+    largest_operation: str
+    error_jump: str | None = None
+    exact_note: str | None = None
+
+    @property
+    def exact_db(self) -> float:
+        """The worst place's, dB."""
+        return min(point.exact_db for point in self.points)
+
+    @property
+    def rounded_db(self) -> float:
+        """The worst place's, dB."""
+        return min(point.rounded_db for point in self.points)
 
 
 class ComponentReport(Record):
@@ -36,12 +84,12 @@ class ComponentReport(Record):
     what the exported UNet returns: `epsilon` also for a velocity UNet, whose conversion is part of the
     graph (`velocity_folded`). `decoder_factor` is what the exported decoder multiplies its input by, because
     the runtime divides latents by 0.18215 whatever the model's `scaling_factor`. `float32_operations` counts
-    the operations kept in float32, by type. `parity` is None where it was not
-    measured; `parity_note` says so.
+    the operations kept in float32, by type. `vocabulary` is the number of tokens a text encoder knows. `parity`
+    is None where it was not measured; `parity_note` says so.
     """
 
     schema_name: ClassVar[str] = "snapfusion.component"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "cost"})
 
     component: Component
@@ -58,8 +106,9 @@ class ComponentReport(Record):
     scaling_factor: float
     decoder_factor: float | None = None
     float32_operations: dict[str, int] = {}
+    vocabulary: int | None = None
     attribution: str = ""
-    parity: dict[str, float] | None = None
+    parity: Parity | None = None
     parity_note: str = NOT_MEASURED
     cost: ExportCost
 
@@ -80,8 +129,36 @@ class BundleComponent(Frozen):
     parameters: int
     weights_sha256: str
     bytes: int
-    parity: dict[str, float] | None = None
+    parity: Parity | None = None
     parity_note: str = NOT_MEASURED
+
+
+class DrawingScores(Frozen):
+    """Pictures that a whole bundle drew, float16 results rounded, beside torch's: same captions, same noise.
+
+    `psnr_db` has one value a picture, of numbers in [0, 1] (peak 1) before they become bytes.
+    CLIP scores are mean cosines by the measuring evaluator, `clip_drop` is torch's minus the bundle's.
+    """
+
+    pictures: int
+    psnr_db: Measurement
+    worst_psnr_db: float
+    clip_score: float
+    torch_clip_score: float
+    clip_drop: float
+
+
+class BundleDrawing(Record):
+    """Left by `bundle_drawing`. `grid` is a PNG: above what torch drew, below what the bundle drew."""
+
+    schema_name: ClassVar[str] = "snapfusion.bundle_drawing"
+    schema_version: ClassVar[int] = 1
+
+    captions: tuple[str, ...]
+    guidance_scale: float
+    steps: int
+    scores: DrawingScores
+    grid: ObjectRef
 
 
 class BundleManifest(Record):
@@ -90,11 +167,12 @@ class BundleManifest(Record):
     `model_prediction` is what the trained UNet predicts, `output_prediction` what the exported one returns.
     `schedule` holds the diffusers keys of the noise schedule, `timesteps` the sampling grid, falling.
     `files` names every other file of the bundle by its path in it. `complete` is False when a component was
-    left out of the export.
+    left out of the export. `drawing` is what the whole bundle drew on the machine that made it, None where it drew
+    nothing.
     """
 
     schema_name: ClassVar[str] = "snapfusion.bundle"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
 
     components: dict[str, BundleComponent]
     complete: bool
@@ -110,3 +188,4 @@ class BundleManifest(Record):
     decoder_factor: float | None
     weights: dict[str, str]
     attribution: str
+    drawing: DrawingScores | None = None

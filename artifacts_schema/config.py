@@ -54,6 +54,7 @@ class ComputeConfig(Frozen):
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the cores shared out over the tasks at once
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
+    price_per_hour: Annotated[float, Field(ge=0.0)] = 0.0  # of one machine, in any currency; 0: no cost shown
 
 
 class StoreConfig(Frozen):
@@ -215,6 +216,20 @@ class EvaluationConfig(Frozen):
     grid_pictures: Count = 16
 
 
+class ProgramCheckConfig(Frozen):
+    """What a saved package must reach beside its torch model, and on how much it is tried."""
+
+    captions: Count = 4  # of the validation split, with their latents, ours
+    timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (999, 499, 124), min_length=1
+    )  # ours: first, middle and last of the 8-step grid
+    min_exact_db: float = 65.0  # ours: measured 75 to 110 dB, a fault of the conversion gives less than 50
+    min_rounded_db: float = 50.0  # ours; Apple's own converter asks for 35 dB
+    max_loss_db: float = 3.0  # ours: against torch with float16 weights and results
+    pictures: Count = 4  # drawn with the whole bundle
+    min_image_psnr_db: float = 30.0  # ours: of the worst picture against torch's
+
+
 class CoremlExportConfig(Frozen):
     """`coreml_export`."""
 
@@ -227,6 +242,7 @@ class CoremlExportConfig(Frozen):
         "vae_decoder",
     )
     guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
+    program_check: ProgramCheckConfig = ProgramCheckConfig()
 
 
 class ReportConfig(Frozen):

@@ -8,7 +8,10 @@ from artifacts_schema.references import FolderRef
 
 
 class RunPlan(Record):
-    """The checked inputs of a run: base folder in the store, prepared data, and where results will be put."""
+    """The checked inputs of a run: base folder in the store, prepared data, and where results will be put.
+
+    `estimates` holds what one latent costs on the machine of `start` (see steps.unit_costs).
+    """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"
     schema_version: ClassVar[int] = 1

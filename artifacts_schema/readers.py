@@ -14,7 +14,22 @@ from artifacts_schema.base import Record
 
 _MODULES = ("architecture", "bundle", "data", "evaluation", "latency", "plan", "report", "training")
 
-_UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _component_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had a field for parity that nothing filled."""
+    return {**payload, "parity": None}
+
+
+def _bundle_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """As `_component_2`, for each component of the manifest."""
+    components = {name: {**item, "parity": None} for name, item in payload["components"].items()}
+    return {**payload, "components": components}
+
+
+_UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
+    ("snapfusion.component", 1): _component_2,
+    ("snapfusion.bundle", 1): _bundle_2,
+}
 
 
 def record_classes() -> dict[str, type[Record]]:

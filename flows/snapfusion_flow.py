@@ -155,16 +155,17 @@ class SnapFusionFlow(FlowSpec):
         )
         self.next(self.bundle)
 
+    @card(type="blank", id="progress")
     @step
     def bundle(self, inputs: Any) -> None:
-        """Put the components, the tokenizer and the manifest into one folder."""
+        """Put the components, the tokenizer and the manifest into one folder, and draw with it."""
         self.component_reports = [item.component_report for item in inputs]
         self.merge_artifacts(inputs, exclude=["component_report"])
-        self.manifest = pack(
-            stages.bundle(
-                read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports]
-            )
+        manifest, drawing = stages.bundle(
+            read_config(self), stages.Records.of(self), [unpack(r) for r in self.component_reports]
         )
+        self.manifest = pack(manifest)
+        self.bundle_drawing = pack(drawing) if drawing else None
         self.next(self.report)
 
     @card(type="blank", id="report")

@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
-from artifacts_schema.bundle import BundleManifest, ComponentReport
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.latency import LatencyTable
@@ -81,9 +81,23 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
         return run(config, context, PROJECT_ROOT)
 
-    return run_stage(
+    plan: RunPlan = run_stage(
         "start", work, config=config, sections=["base", "data"], inputs=input_identities(config, PROJECT_ROOT)
     ).record
+    print(_estimates(config, plan))
+    return plan
+
+
+def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
+    """Time, memory and cost per stage, as far as they can be told beforehand."""
+    from steps.estimates import format_estimates, stage_estimates
+
+    if not plan.estimates:
+        return "no estimates: this plan was made by a version that measured none"
+    origin = plan.provenance
+    machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
+    found = stage_estimates(config, plan.estimates)
+    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
 
 
 def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
@@ -325,13 +339,16 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: str) ->
 
     def work(context: Any) -> Record:
         from steps.coreml_export import run
+        from steps.export.samples import Pictures
         from steps.inputs import StageInputs
 
+        inputs = StageInputs(plan, context)
         return run(
             component,
-            StageInputs(plan, context).base,
+            inputs.base,
             unet,
             decoder,
+            Pictures.of(inputs.data, config.coreml_export.program_check.captions),
             config.coreml_export,
             context,
             prediction_type="v_prediction",
@@ -345,23 +362,33 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: str) ->
         work,
         config=config,
         sections=["coreml_export"],
-        inputs=[plan.base.identity(), _identity(used)],
+        inputs=[plan.base.identity(), plan.data.identity(), _identity(used)],
         label=component,
         extra={"name": config.run.name},
     ).record
 
 
-def bundle(config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]) -> BundleManifest:
-    """Put everything a runtime needs into one folder, named by what is in it."""
+def bundle(
+    config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]
+) -> tuple[BundleManifest, BundleDrawing | None]:
+    """Put everything a runtime needs into one folder, named by what is in it, once it has drawn pictures."""
+    # First of all: it also quiets coremltools, which warns while it is imported.
+    context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
+
     from steps.coreml_export import assemble_bundle
     from steps.diffusion.schedule import NoiseSchedule
     from steps.inputs import StageInputs
 
-    context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
     base = StageInputs(records.plan, context).base
     schedule = NoiseSchedule.from_config(base.scheduler_config)
     steps = config.step_distillation.final_steps
-    return assemble_bundle(
+    drawn: list[BundleDrawing] = []
+
+    def draw(folder: Path) -> DrawingScores:
+        drawn.append(_bundle_drawing(config, records, reports, folder))
+        return drawn[0].scores
+
+    manifest = assemble_bundle(
         reports,
         base.path,
         context.store,
@@ -378,7 +405,38 @@ def bundle(config: SnapFusionConfig, records: Records, reports: Sequence[Compone
             "base": records.plan.base_identity,
         },
         attribution=records.plan.data.attribution,
+        draw=draw,
     )
+    return manifest, drawn[0] if drawn else None
+
+
+def _bundle_drawing(
+    config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport], folder: Path
+) -> BundleDrawing:
+    """Draw with the bundle in `folder`, beside torch; from the cache where the same components have drawn before."""
+    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
+
+    def work(context: Any) -> Record:
+        from steps.bundle_drawing import run
+        from steps.inputs import StageInputs
+
+        return run(folder, StageInputs(plan, context), unet, decoder, config.coreml_export, context)
+
+    drawing: BundleDrawing = run_stage(
+        "bundle_drawing",
+        work,
+        config=config,
+        sections=["coreml_export", "step_distillation"],
+        inputs=[
+            *(report.identity() for report in reports),
+            plan.base.identity(),
+            plan.data.identity(),
+            _identity(plan.measure_clip),
+            unet.identity(),
+            decoder.identity(),
+        ],
+    ).record
+    return drawing
 
 
 def bundle_folder(reports: Sequence[ComponentReport]) -> Path:
@@ -411,6 +469,8 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     everything |= {"architecture_evolution": records.evolution}
     everything |= {f"evaluation {item.variant}": item for item in evaluations}
     everything |= {f"coreml_export {item.component}": item for item in components}
+    drawing = unpack(flow.bundle_drawing) if flow.bundle_drawing else None
+    everything |= {"bundle_drawing": drawing} if drawing else {}
     page_records = RunRecords(
         name=config.run.name,
         smoke=config.run.smoke,
@@ -421,6 +481,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         comparisons=compare_all(store, evaluations),
         components=components,
         manifest=unpack(flow.manifest),
+        drawing=drawing,
         previous=previous_reports(config, store),
     )
     result, page = run(

@@ -1,12 +1,14 @@
 """`coreml_export`: one component of the finished model as an .mlpackage that Apple's runtime can use."""
 
+import resource
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from artifacts_schema.bundle import Component, ComponentReport
+from artifacts_schema.bundle import Component, ComponentReport, Parity
 from artifacts_schema.config import CoremlExportConfig
 from artifacts_schema.references import WeightsRef
 from steps.context import StageContext
@@ -22,12 +24,19 @@ from steps.export.contract import (
     vae_decoder_contract,
 )
 from steps.export.convert import check_weights, export, weights_hash
+from steps.export.disk import check_disk
 from steps.export.precision import float32_operations
+from steps.export.program_check import check_program, describe
+from steps.export.samples import Pictures, decoder_samples, text_samples, unet_samples
 from steps.export.wrappers import DecoderForExport, TextEncoderForExport, UNetForExport
 from steps.models import BaseModel, PredictionType, load_model
 from steps.store.base import put_folder
 
 __all__ = ["assemble_bundle", "run"]
+
+# Of the weights' float32 bytes: the float16 package, its copy in coremltools' scratch folder and in the store.
+_DISK_COPIES = 1.5
+_DISK_SPARE = 32 << 20
 
 
 def run(  # noqa: PLR0913 - one argument per input of the stage
@@ -35,6 +44,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
     base: BaseModel,
     unet_ref: WeightsRef,
     decoder_ref: WeightsRef | None,
+    pictures: Pictures,
     config: CoremlExportConfig,
     context: StageContext,
     *,
@@ -42,11 +52,13 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
     attribution: str = "",
     model_id: str = "snapfusion",
 ) -> ComponentReport:
-    """Convert one component, check the saved package and store it.
+    """Convert one component, check the saved package against the torch model and store it.
 
     The text encoder is the base's; `decoder_ref` None exports the base's own decoder. `prediction_type` is
-    what `unet_ref` predicts; the exported UNet returns noise in either case. `attribution` states licence and
-    data source and becomes the package's license. Raises ExportError naming the component.
+    what `unet_ref` predicts; the exported UNet returns noise in either case. The package is checked on `pictures`.
+    `attribution` states licence and data source and becomes the package's license. Raises ExportError naming the
+    component, also for a package that misses a gate of `config.program_check`, and DiskFullError before anything is
+    converted.
     """
     if component not in ("text_encoder", "unet", "vae_decoder"):
         raise ExportError(f"expected the component text_encoder, unet or vae_decoder, found {component!r}")
@@ -58,6 +70,8 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
     wrapper, contract = _wrap(component, model, base, config, schedule)
     check_weights(component, wrapper)  # again: the scaling factor has changed a weight
     name = package_name(component, model_id)
+    parameters = sum(parameter.numel() for parameter in wrapper.parameters())
+    check_disk(context.work, int(4 * parameters * _DISK_COPIES) + _DISK_SPARE, f"{component}: its package")
     context.progress.start(f"{component}: Core ML", 1)
     with tempfile.TemporaryDirectory(dir=context.work) as folder:
         path = Path(folder) / name
@@ -71,6 +85,14 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
             version=sha256[:12],
             velocity=velocity,
         )
+        started = time.monotonic()
+        parity = _check(component, path, wrapper, contract, base, pictures, config)
+        cost = cost.model_copy(
+            update={
+                "check_s": time.monotonic() - started,
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        )
         package = put_folder(context.store, path)
     context.progress.update(1)
     context.progress.close()
@@ -83,7 +105,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
         package_name=name,
         package=package,
         source_class=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in wrapper.parameters()),
+        parameters=parameters,
         weights_sha256=sha256,
         inputs=contract[0],
         outputs=contract[1],
@@ -93,9 +115,34 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
         scaling_factor=base.scaling_factor,
         decoder_factor=wrapper.factor if isinstance(wrapper, DecoderForExport) else None,
         float32_operations=float32_operations(spec),
+        vocabulary=base.text_encoder.config.vocab_size if component == "text_encoder" else None,
         attribution=attribution,
+        parity=parity,
+        parity_note=describe(parity),
         cost=cost,
     )
+
+
+def _check(  # noqa: PLR0913 - the package, what it came from, and what it is tried on
+    component: Component,
+    package: Path,
+    wrapper: nn.Module,
+    contract: Contract,
+    base: BaseModel,
+    pictures: Pictures,
+    config: CoremlExportConfig,
+) -> Parity:
+    """Run the saved package beside the torch model. Raises ExportError when they differ too much."""
+    gates = config.program_check
+    if component == "text_encoder":
+        samples, quantity = text_samples(base, pictures.captions), "hidden states"
+    elif component == "unet":
+        velocity = isinstance(wrapper, UNetForExport) and wrapper.velocity
+        samples = unet_samples(base, pictures, gates, batch=config.batch_size, velocity=velocity)
+        quantity = "recovered velocity" if velocity else "noise"
+    else:
+        samples, quantity = decoder_samples(pictures), "picture"
+    return check_program(component, package, wrapper, contract, samples, quantity=quantity, gates=gates)
 
 
 def _model(

@@ -152,18 +152,25 @@ def _model_classes() -> dict[str, Any]:
 
 
 @torch.no_grad()
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
+    """int64 (n, max_length), padded and cut, exactly as StableDiffusionPipeline makes them."""
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    ids: torch.Tensor = tokens.input_ids
+    return ids
+
+
 def encode_captions(
     tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: Sequence[str], *, batch_size: int = 64
 ) -> torch.Tensor:
     """Hidden states (n, max_length, width) of captions, exactly as StableDiffusionPipeline makes them."""
     parts = []
     for start in range(0, len(captions), batch_size):
-        tokens = tokenizer(
-            list(captions[start : start + batch_size]),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        parts.append(text_encoder(tokens.input_ids.to(text_encoder.device))[0].float().cpu())
+        ids = token_ids(tokenizer, captions[start : start + batch_size])
+        parts.append(text_encoder(ids.to(text_encoder.device))[0].float().cpu())
     return torch.cat(parts)

@@ -20,6 +20,7 @@ from steps.input_folders import MICRO, base_folder, other_folders
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
 from steps.store import put_folder
+from steps.unit_costs import measure_unit_costs
 
 logger = logging.getLogger(__name__)
 _PROBE_BYTES = 16 << 20
@@ -48,6 +49,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
         base_identity=folder_identity(folder),
         prediction_type=base.prediction_type,
         data=data,
+        estimates=measure_unit_costs(base, context.device),
         **stored,
     )
 

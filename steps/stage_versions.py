@@ -33,6 +33,7 @@ STAGE_MODULES = {
     "decoder_distillation": "steps.decoder_distillation",
     "evaluation": "steps.evaluation.stage",
     "coreml_export": "steps.coreml_export",
+    "bundle_drawing": "steps.bundle_drawing",
 }
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import IO
+from typing import IO, Any
 
 import boto3
 import botocore.exceptions
@@ -67,16 +67,20 @@ class Server:
             "AWS_ENDPOINT_URL_S3": self.endpoint,
         }
 
-    def create_bucket(self, bucket: str) -> None:
-        """Create the bucket unless it exists."""
-        client = boto3.client(
+    def client(self, **config: Any) -> Any:
+        """A boto3 client of the administrator; `config` are botocore.config.Config's arguments."""
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
             aws_access_key_id=self.admin.access_key,
             aws_secret_access_key=self.admin.secret_key,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 5}),
+            config=Config(s3={"addressing_style": "path"}, **config),
         )
+
+    def create_bucket(self, bucket: str) -> None:
+        """Create the bucket unless it exists."""
+        client = self.client(retries={"total_max_attempts": 5})
         try:
             client.head_bucket(Bucket=bucket)
         except botocore.exceptions.ClientError:
@@ -171,7 +175,7 @@ def _start(folder: Path, ports: Sequence[int], log: IO[bytes]) -> subprocess.Pop
             str(binary()), "server", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=40", f"-master.port={master}",
             f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
-            "-s3.port.iceberg=0", f"-s3.config={folder / 's3.json'}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}",
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -182,19 +186,7 @@ def _start(folder: Path, ports: Sequence[int], log: IO[bytes]) -> subprocess.Pop
 
 def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until a bucket can be written: the S3 port answers before the volumes behind it can."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=server.admin.access_key,
-        aws_secret_access_key=server.admin.secret_key,
-        config=Config(
-            connect_timeout=1,
-            read_timeout=5,
-            retries={"total_max_attempts": 1},
-            s3={"addressing_style": "path"},
-        ),
-    )
+    client = server.client(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
     deadline = time.monotonic() + _START_S
     while True:
         try:

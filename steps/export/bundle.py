@@ -5,14 +5,22 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts_schema.bundle import BundleComponent, BundleFile, BundleManifest, ComponentReport, Prediction
+from artifacts_schema.bundle import (
+    BundleComponent,
+    BundleFile,
+    BundleManifest,
+    ComponentReport,
+    DrawingScores,
+    Prediction,
+)
 from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
 from steps.errors import ExportError
+from steps.export.disk import check_disk
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
 from steps.store.base import Store
 
@@ -20,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _ALL = ("text_encoder", "unet", "vae_decoder")
 _SCRIPT = "finalize_on_mac.sh"
+_DISK_SPARE = 16 << 20  # tokenizer, manifest, and room to breathe
 
 
 def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
@@ -36,18 +45,22 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     scaling_factor: float,
     weights: Mapping[str, str],
     attribution: str,
+    draw: Callable[[Path], DrawingScores] | None = None,
 ) -> BundleManifest:
-    """Write the bundle to `target`, replacing a bundle that is already there.
+    """Write the bundle to `target`, replacing whatever is already there: nothing of an old bundle is used.
 
     `base_folder` is the base model's (its `tokenizer/` is read), `schedule` its scheduler configuration,
-    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in. Raises
-    ExportError when the reports do not belong together; after that and any other failure `target` is as it
-    was.
+    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in. `draw` is given
+    the folder of a complete bundle before it is put in place; what it returns goes into the manifest. Raises
+    ExportError when the reports do not belong together, DiskFullError when there is no room; after that and any
+    other failure, of `draw` too, `target` is as it was.
     """
     by_name = _check_reports(reports, prediction_type=prediction_type, scaling_factor=scaling_factor)
     if len(timesteps) != steps or list(timesteps) != sorted(set(timesteps), reverse=True):
         raise ExportError(f"expected a falling grid of {steps} timesteps, found {list(timesteps)}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(report.package.bytes for report in by_name.values())
+    check_disk(target.parent, size + _DISK_SPARE, "the bundle")
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     folder = scratch / "new"
     folder.mkdir()
@@ -55,6 +68,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
         for report in by_name.values():
             _copy_package(store, report.package, folder / report.package_name)
         _write_tokenizer(base_folder / "tokenizer", folder)
+        _check_tokenizer(folder, by_name.get("text_encoder"))
         (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
         unet, decoder = by_name.get("unet"), by_name.get("vae_decoder")
@@ -76,12 +90,19 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
             weights=dict(weights),
             attribution=attribution,
         )
-        (folder / "manifest.json").write_text(manifest.to_json() + "\n", encoding="utf-8")
+        _write(manifest, folder)
+        if draw is not None and manifest.complete:
+            manifest = manifest.model_copy(update={"drawing": draw(folder)})
+            _write(manifest, folder)
         _publish(folder, target, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     logger.info("bundle=%s files=%d steps=%d", target, len(manifest.files) + 1, steps)
     return manifest
+
+
+def _write(manifest: BundleManifest, folder: Path) -> None:
+    (folder / "manifest.json").write_text(manifest.to_json() + "\n", encoding="utf-8")
 
 
 def _check_reports(
@@ -149,6 +170,17 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
         ) from error
     (folder / "vocab.json").write_text(vocab, encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def _check_tokenizer(folder: Path, text_encoder: ComponentReport | None) -> None:
+    """A token that the text encoder does not know would be read from beyond its table on the device."""
+    highest = max(json.loads((folder / "vocab.json").read_text(encoding="utf-8")).values(), default=0)
+    known = text_encoder.vocabulary if text_encoder else None
+    if known is not None and highest >= known:
+        raise ExportError(
+            f"text_encoder: it knows {known} tokens, but the tokenizer's vocab.json goes up to {highest}; "
+            "export both of one base"
+        )
 
 
 def _licence(attribution: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import resource
 import time
 import traceback
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _FLOAT16_MAX = 65504.0
 _TARGETS = {"iOS17": ct.target.iOS17, "iOS18": ct.target.iOS18}
+_CAST = re.compile(r"cast_\d+(?=_|$)")
 _DATE_KEY = "com.github.apple.coremltools.conversion_date"
 
 
@@ -106,14 +108,14 @@ def export(
 def _trace(wrapper: nn.Module, contract: Contract) -> Any:
     # Zeros are valid token ids, timesteps and latents; values do not matter, only shapes do.
     examples = tuple(torch.zeros(tensor.shape) for tensor in contract[0])
-    with _known_warnings(), torch.no_grad():
+    with known_warnings(), torch.no_grad():
         trace: Any = torch.jit.trace
         return trace(wrapper.eval(), examples, check_trace=False, strict=False)
 
 
 def _convert(component: Component, traced: Any, contract: Contract, target: str) -> Any:
     inputs, outputs = contract
-    with _known_warnings():
+    with known_warnings():
         try:
             return ct.convert(
                 traced,
@@ -129,12 +131,12 @@ def _convert(component: Component, traced: Any, contract: Contract, target: str)
             # The frames hold the half-converted model and its scratch folder.
             traceback.clear_frames(error.__traceback__)
             raise ExportError(
-                f"{component}: coremltools {ct.__version__} could not convert it: {error}"
+                f"{component}: coremltools {ct.__version__} could not convert it for {target}: {error}"
             ) from error
 
 
 @contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Silences what tracing and converting always warn of, and nothing else."""
     with warnings.catch_warnings():
         # Shapes become constants, which is what an exported model of fixed shapes wants.
@@ -185,4 +187,28 @@ def make_reproducible(package: Path) -> None:
     spec = ct.proto.Model_pb2.Model()
     spec.ParseFromString(model_path.read_bytes())
     spec.description.metadata.userDefined.pop(_DATE_KEY, None)
+    _number_casts(spec)
     model_path.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def _number_casts(spec: Any) -> None:
+    """Number the program's casts in order: coremltools numbers them as its passes meet them, which varies."""
+    numbers: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        found = _CAST.match(name)
+        if not found:
+            return name
+        return numbers.setdefault(found[0], f"cast_{len(numbers)}") + name[found.end() :]
+
+    for block in spec.mlProgram.functions["main"].block_specializations.values():
+        for op in block.operations:
+            for argument in op.inputs.values():
+                for binding in argument.arguments:
+                    if binding.HasField("name"):
+                        binding.name = renamed(binding.name)
+            for output in op.outputs:
+                output.name = renamed(output.name)
+            names = op.attributes["name"].immediateValue.tensor.strings.values
+            names[:] = [renamed(name) for name in names]
+        block.outputs[:] = [renamed(name) for name in block.outputs]

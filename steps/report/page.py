@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Record
-from artifacts_schema.bundle import BundleManifest, ComponentReport
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import ObjectRef
@@ -18,6 +18,7 @@ from steps.evaluation.compare import UNDECIDED
 from steps.evaluation.pictures import grid, png
 from steps.report import charts
 from steps.report.content import Block, Chart, PictureRows, Table, Text
+from steps.report.core_ml import core_ml
 from steps.store.base import Store
 
 _COLUMNS = 8
@@ -37,11 +38,14 @@ class RunRecords:
     comparisons: Sequence[VariantComparison]
     components: Sequence[ComponentReport]
     manifest: BundleManifest
+    drawing: BundleDrawing | None = None
     previous: Sequence[Mapping[str, Any]] = ()
 
 
-def build_page(records: RunRecords, store: Store, labels: Sequence[str]) -> list[Block]:
-    """All blocks of the page, in reading order."""
+def build_page(
+    records: RunRecords, stages: Mapping[str, Record], store: Store, labels: Sequence[str]
+) -> list[Block]:
+    """All blocks of the page, in reading order. `stages` are the records of everything that ran, by stage."""
     return [
         *_head(records, labels),
         *_pictures(records, store),
@@ -49,7 +53,8 @@ def build_page(records: RunRecords, store: Store, labels: Sequence[str]) -> list
         *_latency(records),
         *_architecture(records),
         *_training(records),
-        *_core_ml(records),
+        *core_ml(records.components, records.drawing, store),
+        *_stages(stages),
         *_previous(records),
     ]
 
@@ -260,22 +265,24 @@ def _training(records: RunRecords) -> list[Block]:
     return blocks
 
 
-def _core_ml(records: RunRecords) -> list[Block]:
+def _stages(stages: Mapping[str, Record]) -> list[Block]:
+    """Where the time and the memory went; a stage from the cache names the run that made it."""
+    known = {name: record.provenance for name, record in stages.items() if record.provenance}
     rows = tuple(
         (
-            item.component,
-            f"{item.parameters / 1e6:.2f} M",
-            f"{item.package.bytes / _MIB:.1f} MiB",
-            f"{item.cost.convert_s:.1f} s",
-            f"{item.cost.peak_memory_bytes / _MIB:.0f} MiB",
-            item.parity_note,
+            name,
+            f"{origin.wall_time_s:.1f} s",
+            f"{origin.peak_memory_bytes / _MIB:.0f} MiB",
+            f"{origin.device}, threads: {origin.threads}",
+            origin.run_id.rpartition("/")[2],
         )
-        for item in records.components
+        for name, origin in known.items()
     )
-    return [
-        Text("## Core ML\n\nConverted and loaded on Linux; nothing here has run on Apple hardware."),
-        Table(("component", "parameters", "size", "conversion", "peak memory", "parity"), rows),
-    ]
+    if not rows:
+        return []
+    total = sum(origin.wall_time_s for origin in known.values())
+    headers = ("stage", "time", "peak memory", "on", "made by run")
+    return [Text(f"## Time and memory\n\n{total:.0f} s in stages."), Table(headers, rows)]
 
 
 def _previous(records: RunRecords) -> list[Block]:

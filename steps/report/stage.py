@@ -27,7 +27,6 @@ _COMPARISONS = (
 )
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
-_LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
 def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
@@ -75,7 +74,7 @@ def run(
     `everything` maps a stage (or stage and variant) to its record; their identities become the report's inputs.
     """
     notes = labels(config, records)
-    page = build_page(records, store, notes)
+    page = build_page(records, everything, store, notes)
     report = RunReport(
         stage="report",
         parents=tuple(record.identity() for record in everything.values()),
@@ -121,6 +120,7 @@ def headline(records: RunRecords) -> dict[str, float]:
         "decoder.mac_ratio": decoder["mac_ratio"],
         "decoder.psnr_db": decoder["psnr_db"],
     }
+    numbers |= _core_ml(records)
     for item in records.comparisons:
         if (item.reference, item.other) == ("base_50", "student_8_small_decoder"):
             numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = (
@@ -132,6 +132,20 @@ def headline(records: RunRecords) -> dict[str, float]:
     return numbers
 
 
+def _core_ml(records: RunRecords) -> dict[str, float]:
+    """Sizes, parity and picture of the exported components."""
+    numbers: dict[str, float] = {}
+    for item in records.components:
+        numbers[f"coreml.{item.component}.size_mib"] = item.package.bytes / (1 << 20)
+        if item.parity:
+            numbers[f"coreml.{item.component}.psnr_exact_db"] = item.parity.exact_db
+            numbers[f"coreml.{item.component}.psnr_rounded_db"] = item.parity.rounded_db
+    if records.drawing:
+        numbers["coreml.bundle.image_psnr_db"] = records.drawing.scores.psnr_db.median
+        numbers["coreml.bundle.clip_drop"] = records.drawing.scores.clip_drop
+    return numbers
+
+
 def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path, output: Path) -> None:
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -140,6 +154,9 @@ def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path
         for point in record.points:
             path = pictures / f"{record.variant}_guidance_{point.guidance_scale:g}.png"
             path.write_bytes(store.path_of(point.grid).read_bytes())
+    if records.drawing:
+        path = pictures / "torch_above_bundle_below.png"
+        path.write_bytes(store.path_of(records.drawing.grid).read_bytes())
     captions = list(records.evaluations[0].captions) if records.evaluations else []
     (pictures / "captions.json").write_text(
         json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"

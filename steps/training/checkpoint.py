@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             _sync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if _error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(
                 f"no space left for a checkpoint in {folder}; free some and resume"
             ) from error
-        raise
-    except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in checkpoint_folders(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
@@ -79,6 +77,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(
         iteration=int(payload["iteration"]), tensors=load_file(folder / TENSORS), state=payload["state"]
     )
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's number of an error; safetensors gives it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def _sha256(path: Path) -> str:

@@ -72,9 +72,24 @@ def test_run_leaves_bundle_report_and_pictures(finished: tuple[Path, str]) -> No
     folder, bundle = Path(found["folder"]), Path(found["bundle"])
     assert {"vocab.json", "merges.txt", "manifest.json"} <= {path.name for path in bundle.iterdir()}
     assert len(list(bundle.glob("*.mlpackage"))) == 3
-    assert len(list((folder / "pictures").glob("*.png"))) == 4
+    pictures = {path.name for path in (folder / "pictures").glob("*.png")}
+    assert len(pictures) == 5 and "torch_above_bundle_below.png" in pictures
     for expected in (str(bundle), str(folder / "report.json"), "card view", "python -m flows.draw"):
         assert expected in output
+
+
+@pytest.mark.slow
+def test_exported_packages_are_measured_against_torch(finished: tuple[Path, str]) -> None:
+    home, _ = finished
+    found = report(home)
+    for component in ("text_encoder", "unet", "vae_decoder"):
+        exact, rounded = (
+            found["headline"][f"coreml.{component}.psnr_{name}_db"] for name in ("exact", "rounded")
+        )
+        assert exact >= 65 and 50 <= rounded <= exact
+    manifest = json.loads((Path(found["bundle"]) / "manifest.json").read_text())
+    assert manifest["drawing"]["worst_psnr_db"] >= 30
+    assert manifest["drawing"]["psnr_db"]["median"] == found["headline"]["coreml.bundle.image_psnr_db"]
 
 
 @pytest.mark.slow

@@ -5,8 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import CLIPTokenizer
+
 from artifacts_schema.bundle import Component, ComponentReport, ExportCost
 from steps.export.contract import package_name, text_encoder_contract, unet_contract, vae_decoder_contract
+from steps.export.samples import Pictures
 from steps.models import BaseModel
 from steps.store.base import Store, put_folder
 from tests.steps.latency.factories import tiny_base
@@ -17,6 +21,9 @@ SCHEDULE: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
+
+# Single letters, at the ends of words.
+VOCABULARY = {"a</w>": 0, "b</w>": 1, "<|startoftext|>": 30, "<|endoftext|>": 31}
 
 # Two levels: conversion time goes with the number of blocks.
 TWO_LEVELS: dict[str, Any] = {
@@ -37,14 +44,20 @@ def export_base(scaling_factor: float = 0.13) -> BaseModel:
     """Latents 4 x 16 x 16, 7 tokens, text width 12, a scaling factor that is not the runtime's."""
     base = replace(tiny_base(**TWO_LEVELS), scheduler_config=dict(SCHEDULE))
     base.vae.register_to_config(scaling_factor=scaling_factor)
-    return base
+    tokenizer = CLIPTokenizer(vocab=VOCABULARY, merges=[], model_max_length=7)
+    return replace(base, tokenizer=tokenizer)
+
+
+def pictures(count: int = 2) -> Pictures:
+    """Captions of single letters, and latents of unit variance."""
+    return Pictures(("b a", "a", "b b b b b b b b")[:count], torch.randn(count, 4, 16, 16))
 
 
 def tokenizer_folder(folder: Path) -> Path:
     """A base folder with tokenizer files only."""
     (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0}))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\na b\n")
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(VOCABULARY))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     return folder
 
 

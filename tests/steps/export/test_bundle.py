@@ -1,11 +1,14 @@
+import hashlib
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from artifacts_schema.bundle import BundleManifest, ComponentReport
-from steps.errors import ExportError, StoreError
+from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
+from steps.errors import DiskFullError, ExportError, StoreError
 from steps.export.bundle import assemble_bundle
 from steps.export.contract import unet_contract
 from steps.store.local import LocalStore
@@ -98,6 +101,45 @@ def test_failure_keeps_the_old_bundle(
         path.unlink()
     with pytest.raises(ExportError, match="vocab.json"):
         _assemble(reports, store, tmp_path)
+    kept = (tmp_path / "runs" / "bundle" / "manifest.json").read_text()
+    assert BundleManifest.from_json(kept) == before
+    assert _left(tmp_path) == ["bundle"]
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(DiskFullError, match=r"the bundle needs about 16\.0 MiB in .*1\.0 MiB are free"):
+        _assemble(reports, store, tmp_path)
+    assert _left(tmp_path) == []
+
+
+def test_stale_folder_without_a_manifest_is_never_reused(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    old = tmp_path / "runs" / "bundle" / reports[0].package_name / "Data"
+    old.mkdir(parents=True)
+    (old / "model.mlmodel").write_bytes(b"of an older run")
+    (old / "weights.bin").write_bytes(b"of an older run")
+    manifest = _assemble(reports, store, tmp_path)
+    bundle = tmp_path / "runs" / "bundle"
+    assert not (bundle / reports[0].package_name / "Data" / "weights.bin").exists()
+    for name, file in manifest.files.items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_drawing_that_fails_keeps_the_old_bundle(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    before = _assemble(reports, store, tmp_path)
+
+    def draw(folder: Path) -> DrawingScores:
+        assert (folder / "manifest.json").is_file()
+        raise ExportError("bundle: off")
+
+    with pytest.raises(ExportError, match="off"):
+        _assemble(reports, store, tmp_path, draw=draw)
     kept = (tmp_path / "runs" / "bundle" / "manifest.json").read_text()
     assert BundleManifest.from_json(kept) == before
     assert _left(tmp_path) == ["bundle"]

@@ -1,16 +1,18 @@
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from artifacts_schema.config import CoremlExportConfig
+from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
 from steps.coreml_export import run
-from steps.errors import ExportError
+from steps.errors import DiskFullError, ExportError
 from steps.export.contract import package_name
 from steps.export.convert import check_weights, export, weights_hash
 from steps.models import save_model
-from tests.steps.export.factories import CONTRACTS, export_base
+from tests.steps.export.factories import CONTRACTS, export_base, pictures
 from tests.steps.latency.factories import context
 
 
@@ -20,7 +22,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     base.unet.conv_in.weight.data[0, 0, 0, 0] = value
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match=r"unet: .*conv_in\.weight"):
-        run("unet", base, ref, None, CoremlExportConfig(), where, prediction_type="epsilon")
+        run("unet", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon")
     assert not list(where.work.iterdir())
 
 
@@ -76,6 +78,30 @@ def test_operation_that_cannot_be_converted_names_the_component(tmp_path: Path) 
         )
 
 
+def test_too_little_disk_is_refused_before_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, where = export_base(), context(tmp_path, "coreml_export")
+    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(DiskFullError, match="vae_decoder: its package needs about"):
+        run(
+            "vae_decoder", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
+        )
+    assert not list(where.work.iterdir())
+
+
+def test_package_below_its_gate_is_not_stored(tmp_path: Path) -> None:
+    base, where = export_base(), context(tmp_path, "coreml_export")
+    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
+    before = sorted(path.name for path in (tmp_path / "store").rglob("*"))
+    config = CoremlExportConfig(program_check=ProgramCheckConfig(min_rounded_db=120.0))
+    with pytest.raises(ExportError, match=r"vae_decoder: expected at least 120\.0 dB with float16 results"):
+        run("vae_decoder", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    assert sorted(path.name for path in (tmp_path / "store").rglob("*")) == before
+    assert not list(where.work.iterdir())
+
+
 def test_package_names_are_apples() -> None:
     name = package_name("unet", "runwayml/stable-diffusion-v1-5")
     assert name == "Stable_Diffusion_version_runwayml_stable-diffusion-v1-5_unet.mlpackage"
@@ -87,4 +113,6 @@ def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match="vae_encoder"):
-        run("vae_encoder", base, ref, None, CoremlExportConfig(), where, prediction_type="epsilon")  # type: ignore[arg-type]
+        run(
+            "vae_encoder", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
+        )  # type: ignore[arg-type]

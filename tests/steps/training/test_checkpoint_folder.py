@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ from tests.steps.training.test_loop import CONFIG, StopAfter, model, regression
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "robust_training/abc"
+
+
+@pytest.fixture
+def make_s3(make_s3: MakeS3) -> MakeS3:
+    """Names are shared within a test, never between tests: all of them use one server."""
+    own = uuid.uuid4().hex
+    return lambda name, **options: make_s3(f"{own}/{name}", **options)
 
 
 def checkpoint(iteration: int) -> Checkpoint:

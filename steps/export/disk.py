@@ -1,0 +1,16 @@
+"""Room on the disk, asked for before anything is written."""
+
+import shutil
+from pathlib import Path
+
+from steps.errors import DiskFullError
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raises DiskFullError unless `needed` bytes are free where `folder` lies; `what` says what needs them."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFullError(
+            f"{what} needs about {needed / (1 << 20):.1f} MiB in {folder}, {free / (1 << 20):.1f} MiB are free; "
+            "free some and resume"
+        )
