@@ -2,11 +2,13 @@
 
     python -m benchmarks.kill_resume --times 20 --json benchmarks/results/kill_resume.json
     python -m benchmarks.kill_resume --times 5 --new-machine      # weights on S3; everything on disk is lost each time
+    python -m benchmarks.kill_resume --folder kills               # keeps log and counts there; the same command goes on
 
 A run without interruption gives the reference. Then runs are started and, at a random time, one random process among
 the flow's own is killed; `resume` goes on (or `run`, when nothing had begun, and always with --new-machine), and is
 killed in turn, until one comes through. Then identities of all records (weights, metrics, architecture; not times or
-hosts), headline numbers and comparisons must equal the reference. This goes on until --times kills were made.
+hosts), headline numbers and comparisons must equal the reference. This goes on until --times kills were made, or
+--minutes are over; what is published counts only kills of runs that were compared.
 """
 
 import argparse
@@ -21,7 +23,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +153,7 @@ def killed_until_through(
         kill, through = run_and_kill(machine, command, draw, longest_s)
         if kill is not None:
             kills.append(kill)
-            print(
-                f"killed {kill.victim} after {kill.after_s:.1f} s of {command}", file=sys.stderr, flush=True
-            )
+            say(f"killed {kill.victim} after {kill.after_s:.1f} s of {command}")
         if through:
             return kills
         if new_machine:
@@ -179,37 +180,97 @@ def server_if(wanted: bool, folder: Path) -> Iterator[Server | None]:
         yield server
 
 
-def campaign(options: argparse.Namespace, folder: Path) -> tuple[list[Kill], int, int]:
+@dataclass
+class Tally:
+    """What a campaign has found so far; kept in its folder after every run that came through."""
+
+    path: Path
+    seconds: float = 0.0
+    expected: dict[str, Any] = field(default_factory=dict)
+    kills: list[Kill] = field(default_factory=list)
+    runs: int = 0
+    different: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> "Tally":
+        """The tally of an earlier start in the same folder, or a new one."""
+        if not path.is_file():
+            return cls(path)
+        kept = json.loads(path.read_text())
+        kept["kills"] = [Kill(**kill) for kill in kept["kills"]]
+        return cls(path, **kept)
+
+    def keep(self) -> None:
+        """Write it down."""
+        payload = {name: value for name, value in asdict(self).items() if name != "path"}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(payload))
+        partial.replace(self.path)
+
+
+def campaign(options: argparse.Namespace, folder: Path) -> Tally:
     """All kills, the number of runs that came through, and how many of them differed from the reference."""
-    draw = random.Random(options.seed)  # noqa: S311
-    kills: list[Kill] = []
-    runs = different = 0
+    tally = Tally.load(folder / "tally.json")
+    until = time.monotonic() + options.minutes * 60.0
     with server_if(options.new_machine, folder) as server:
         environment = server.environment() if server else {}
-        write_config(folder / "reference.toml", None)
-        reference = Machine(folder / "reference", folder / "reference.toml", {})
-        started = time.monotonic()
-        if reference.start("run").wait() != 0:
-            raise RuntimeError(f"the reference failed:\n{reference.log.read_text()[-3000:]}")
-        seconds = time.monotonic() - started
-        print(f"reference: {seconds:.0f} s", file=sys.stderr, flush=True)
-        expected = reference.result()
-        while len(kills) < options.times:
-            config = folder / f"run-{runs}.toml"
-            write_config(config, f"s3://kills/run-{runs}" if server else None)
-            machine = Machine(folder / f"run-{runs}", config, environment)
-            kills += killed_until_through(
-                machine, draw, seconds * 0.6, new_machine=options.new_machine, most=options.times - len(kills)
-            )
-            runs += 1
-            equal = machine.result() == expected
-            different += not equal
-            print(
-                f"run {runs}: {'equal' if equal else 'DIFFERENT'}, {len(kills)} kills so far", file=sys.stderr
-            )
+        if not tally.expected:
+            measure_reference(tally, folder)
+        while len(tally.kills) < options.times and time.monotonic() + tally.seconds < until:
+            # A start that was cut off leaves its folder: each run gets a place of its own.
+            home = folder / f"run-{tally.runs}-{os.getpid()}"
+            config = home.with_suffix(".toml")
+            write_config(config, f"s3://kills/{home.name}" if server else None)
+            machine = Machine(home, config, environment)
+            draw = random.Random(f"{options.seed}/{tally.runs}")  # noqa: S311
+            tally.kills += killed_until_through(
+                machine, draw, tally.seconds * options.longest, new_machine=options.new_machine,
+                most=options.times - len(tally.kills),
+            )  # fmt: skip
+            tally.runs += 1
+            equal = machine.result() == tally.expected
+            tally.different += not equal
+            tally.keep()
+            say(f"run {tally.runs}: {'equal' if equal else 'DIFFERENT'}, {len(tally.kills)} kills so far")
+            publish(document(tally, options), options.json)
             if equal:
                 shutil.rmtree(machine.home)
-    return kills, runs, different
+    return tally
+
+
+def measure_reference(tally: Tally, folder: Path) -> None:
+    """Run once without interruption."""
+    home = folder / f"reference-{os.getpid()}"
+    write_config(home.with_suffix(".toml"), None)
+    reference = Machine(home, home.with_suffix(".toml"), {})
+    started = time.monotonic()
+    if reference.start("run").wait() != 0:
+        raise RuntimeError(f"the reference failed:\n{reference.log.read_text()[-3000:]}")
+    tally.seconds = time.monotonic() - started
+    tally.expected = reference.result()
+    tally.keep()
+    say(f"reference: {tally.seconds:.0f} s")
+
+
+def say(text: str) -> None:
+    """One line of the campaign's log."""
+    print(f"{datetime.now(UTC):%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+def document(tally: Tally, options: argparse.Namespace) -> dict[str, object]:
+    """What is published."""
+    kills, runs, different = tally.kills, tally.runs, tally.different
+    note = "; ".join(f"{kill.victim} after {kill.after_s:.1f} s" for kill in kills)
+    mode = "new_machine" if options.new_machine else "resume"
+    rows = [
+        Metric(f"kills.{mode}.made", len(kills), "kills", len(kills), len(kills), len(kills), note),
+        Metric(f"kills.{mode}.runs", runs, "runs", len(kills), runs, runs, "runs that came through"),
+        Metric(
+            f"kills.{mode}.different", different, "runs", len(kills), different, different,
+            f"unlike the uninterrupted run, which took {tally.seconds:.0f} s",
+        ),
+    ]  # fmt: skip
+    return result(rows, module="benchmarks.kill_resume", seed=options.seed)
 
 
 def main() -> int:
@@ -222,18 +283,22 @@ def main() -> int:
     parser.add_argument(
         "--new-machine", action="store_true", help="store on S3; the disk is lost with every kill"
     )
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=0.4,
+        help="latest kill after a start, as a share of the reference's time",
+    )
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no run that would end later")
+    parser.add_argument("--folder", type=Path, help="keep log and counts here, and go on from them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        kills, runs, different = campaign(options, Path(name))
-    note = "; ".join(f"{kill.victim} after {kill.after_s:.1f} s" for kill in kills)
-    mode = "new_machine" if options.new_machine else "resume"
-    rows = [
-        Metric(f"kills.{mode}.different", different, "runs", len(kills), different, different, note),
-        Metric(f"kills.{mode}.runs", runs, "runs", len(kills), runs, runs, "runs that came through"),
-    ]
-    publish(result(rows, module="benchmarks.kill_resume", seed=options.seed), options.json)
-    return 1 if different else 0
+        folder = (options.folder or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        tally = campaign(options, folder)
+    publish(document(tally, options), options.json)
+    return 1 if tally.different else 0
 
 
 if __name__ == "__main__":

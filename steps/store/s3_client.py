@@ -170,6 +170,7 @@ _ADVICE = {
     "EndpointConnectionError": "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3",
     "NoRegionError": "there is no region; set AWS_DEFAULT_REGION",
     "DamagedError": "what arrived is not what was stored, every time",
+    "FlexibleChecksumError": "what arrived is not what was stored, every time",
     "QuotaExceeded": "the bucket is full; free some and resume",
 }
 
@@ -184,5 +185,7 @@ def explain(error: BaseException, what: str, location: Location) -> StoreError:
             detail = error.response.get("Error", {}).get("Message", "")
         # A signed URL must never reach a log.
         advice = re.sub(r"\?\S+", "?...", str(detail)) or "see the server's log"
-    kind = DamagedError if isinstance(error, DamagedError) else StoreError
+    # boto3 compares the server's checksum first, where the server keeps one.
+    damaged = isinstance(error, DamagedError | botocore.exceptions.FlexibleChecksumError)
+    kind = DamagedError if damaged else StoreError
     return kind(f"{what} in {location} failed: {code}: {advice}")
