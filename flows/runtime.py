@@ -166,6 +166,7 @@ def _execute(
         device=select_device(config.compute),
         progress=CardProgress(),
         mirror=store.mirror(f"{stage}/{key.sha256}"),
+        sigterm_grace_s=config.compute.sigterm_grace_s,
     )
     started = time.monotonic()
     record = work(context)

@@ -90,11 +90,12 @@ class StageContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = field(default_factory=NullProgress)
     mirror: Mirror | None = None
+    sigterm_grace_s: float = 10.0
 
     def checkpoints(self, name: str = "checkpoints") -> CheckpointFolder:
         """Where a training of this stage keeps its checkpoints: below `work` and, with a store on S3, there, too."""
         mirror = SubMirror(self.mirror, f"{name}/") if self.mirror is not None else None
-        return CheckpointFolder(self.work / name, mirror)
+        return CheckpointFolder(self.work / name, mirror, grace_s=self.sigterm_grace_s)
 
     def share(self, *paths: Path) -> None:
         """Send finished files of `work` to the mirror, if there is one, in this order.

@@ -55,8 +55,12 @@ def policy(
     if role == "collector":
         statements += [
             {"Sid": "Remove", "Action": ["s3:DeleteObject"], "Resource": [f"{arn}/{below}*"]},
-            # A document that came into use while it was being removed is written back.
-            {"Sid": "PutBack", "Action": ["s3:PutObject"], "Resource": [f"{arn}/{below}documents/*"]},
+            # A document that came into use while it was being removed is written back; removals are announced.
+            {
+                "Sid": "PutBack",
+                "Action": ["s3:PutObject"],
+                "Resource": [f"{arn}/{below}documents/*", f"{arn}/{below}work/.removals/*"],
+            },
         ]
     granted = {"Principal": {"AWS": list(principals)}} if principals else {}
     return {

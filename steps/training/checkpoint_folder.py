@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 from steps.errors import CheckpointError, StoreError
@@ -29,10 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """Saves and finds the checkpoints of one training. Use as a context: the end waits for what is being sent."""
+    """Saves and finds the checkpoints of one training. Use as a context: the end waits for what is being sent.
 
-    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+    After `hurry` (SIGTERM) it waits no longer than `grace_s` seconds from that moment.
+    """
+
+    def __init__(self, folder: Path, mirror: Mirror | None = None, *, grace_s: float = 10.0) -> None:
         self.folder, self._mirror = folder, mirror
+        self._grace_s, self._deadline = grace_s, float("inf")
         self._wake = threading.Condition()
         self._next: Path | None = None
         self._sending = False
@@ -57,15 +62,26 @@ class CheckpointFolder:
                 self._thread.start()
             self._wake.notify_all()
 
+    def hurry(self) -> None:
+        """The machine goes away soon: from now on `close` waits for the grace period only. Safe in a signal handler."""
+        self._deadline = time.monotonic() + self._grace_s
+
     def close(self) -> None:
-        """Wait until the newest checkpoint is sent, or could not be."""
+        """Wait until the newest checkpoint is sent, or could not be; after `hurry`, until the grace period is over."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._closed = False
+        if self._thread is None:
+            return
+        remaining = self._deadline - time.monotonic()
+        self._thread.join(None if remaining == float("inf") else max(0.0, remaining))
+        if self._thread.is_alive():
+            logger.warning(
+                "the newest checkpoint is in %s but was not sent to the store within %.0f s of SIGTERM; another "
+                "machine goes on from the one before", self.folder, self._grace_s,
+            )  # fmt: skip
+            return
+        self._thread, self._closed = None, False
 
     def load_latest(self) -> Checkpoint | None:
         """The newest readable checkpoint of folder and mirror, or None when there is none at all.

@@ -7,11 +7,9 @@ save_state pickles, so checkpoints are our own.
 
 import logging
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from steps.randomness import epoch_indices
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
+from steps.training.interruption import sigterm_flag
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def train(
         bar = progress or NullProgress()
         bar.start(description, training.iterations)
         try:
-            with _sigterm_flag() as stop:
+            with sigterm_flag(checkpoints.hurry) as stop:
                 run.loop(bar, on_interval, stop)
         finally:
             bar.close()
@@ -289,17 +288,3 @@ class _Training:
             iterations=self.iteration,
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
         )
-
-
-@contextmanager
-def _sigterm_flag() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an event for as long as the training runs; the loop then stops at the next step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signal handlers can only be set in the main thread
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)

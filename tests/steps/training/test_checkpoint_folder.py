@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -185,6 +186,20 @@ def test_training_does_not_wait_for_a_slow_store_and_the_newest_is_sent(tmp_path
     complete = [name for name in mirror.sent if name.endswith("state.json")]
     assert complete[-1] == "checkpoint-000000008/state.json"
     assert len(complete) <= 2
+
+
+def test_after_sigterm_a_slow_store_is_waited_for_no_longer_than_the_grace_period(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = SlowMirror()
+    started = time.monotonic()
+    with CheckpointFolder(tmp_path, mirror, grace_s=0.3) as checkpoints:
+        checkpoints.save(checkpoint(1))
+        checkpoints.hurry()
+    assert 0.2 < time.monotonic() - started < 5.0
+    assert "was not sent to the store within" in caplog.text
+    mirror.permit.release(100)
+    assert latest(CheckpointFolder(tmp_path)) == 1
 
 
 def test_a_store_that_fails_does_not_stop_the_training(
