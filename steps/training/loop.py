@@ -28,6 +28,7 @@ from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import sigterm_flag
 
 logger = logging.getLogger(__name__)
+_MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
     progress = min(1.0, (iteration - warmup) / span)
     low = training.final_learning_rate_fraction
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:
+    """Seconds until the next checkpoint: the interval, or longer where writing one is so slow that it would take more
+    than 3 % of the time. An interval below a second asks for checkpoints at any price.
+    """
+    return interval_s if interval_s < 1.0 else max(interval_s, spent_s / _MOST_SHARE)
 
 
 def train(
@@ -160,7 +168,7 @@ class _Training:
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
-        saved_at = time.monotonic()
+        saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
         progress.update(self.iteration)
         while self.iteration < self.training.iterations:
             metrics = self.step()
@@ -168,10 +176,12 @@ class _Training:
             if self.iteration % self.training.log_interval == 0 or self.iteration == self.training.iterations:
                 metrics |= self.log_interval(on_interval)
             progress.update(self.iteration, **metrics)
-            due = time.monotonic() - saved_at >= self.training.checkpoint_interval_s
+            due = time.monotonic() - saved_at >= wait_s
             if stop.is_set() or (due and self.iteration < self.training.iterations):
+                started = time.monotonic()
                 self.save()
                 saved_at = time.monotonic()
+                wait_s = pause_after_checkpoint(self.training.checkpoint_interval_s, saved_at - started)
             if stop.is_set():
                 raise Interrupted(
                     f"SIGTERM at iteration {self.iteration}; the checkpoint in {self.folder} continues it"

@@ -16,7 +16,7 @@ from steps.randomness import keyed_normal
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import Batch, learning_rate_factor, train
+from steps.training.loop import Batch, learning_rate_factor, pause_after_checkpoint, train
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6
@@ -138,6 +138,12 @@ def test_ema_weights_are_returned_and_have_moved(tmp_path: Path) -> None:
         way = (last.tensors[f"model.{name}"] - start[name]).norm()
         assert moved > 0.5 * way, name
         assert not torch.equal(value, last.tensors[f"model.{name}"])
+
+
+def test_slow_checkpoints_come_less_often() -> None:
+    assert pause_after_checkpoint(60.0, 1.0) == 60.0
+    assert pause_after_checkpoint(60.0, 6.0) == pytest.approx(200.0)  # 6 s are 3 % of 200 s
+    assert pause_after_checkpoint(1e-3, 6.0) == 1e-3
 
 
 def test_ema_decay_ramp() -> None:
