@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke test check format clean
+.PHONY: help install run smoke s3 test check format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## create the environment and install everything
 
@@ -24,15 +24,19 @@ run: $(STAMP)  ## run the pipeline on the embedded default
 smoke: $(STAMP)  ## run every stage on a random micro model (a check of the machinery)
 	$(BIN)/python flows/snapfusion_flow.py --config config configs/smoke.toml run
 
+s3: $(STAMP)  ## start an S3 server on loopback and print what to export
+	$(BIN)/python -m infra.local
+
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## formatter, linters, types, layers, static security scan
+check: $(STAMP)  ## formatter, linters, types, layers, security scan, dependency audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium flows steps artifacts_schema benchmarks
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium flows steps artifacts_schema benchmarks infra
+	$(BIN)/python -m infra.audit
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .

@@ -24,7 +24,7 @@ from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.stage_versions import stage_version
 from steps.store import Store, open_store
-from steps.store.cache import CacheResult, StageKey, cached_stage
+from steps.store.cache import CacheResult, StageKey, cached_stage, mark_use
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
@@ -128,6 +128,8 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
         seed=config.run.seed,
         extra={"smoke": config.run.smoke, **(extra or {})},
     )
+    # Before the cache is asked: whoever collects garbage sees from now on that this run refers to the stage.
+    mark_use(store, str(current.run_id), key, origin=current.origin_run_id)
     result = cached_stage(
         store, key, lambda: _execute(stage, label, key, work, config, store), enabled=config.store.cache
     )
@@ -163,6 +165,8 @@ def _execute(
         seed=spawn(config.run.seed, stage, label),
         device=select_device(config.compute),
         progress=CardProgress(),
+        mirror=store.mirror(f"{stage}/{key.sha256}"),
+        sigterm_grace_s=config.compute.sigterm_grace_s,
     )
     started = time.monotonic()
     record = work(context)

@@ -106,6 +106,7 @@ class _Evolution:
     def round(self, unet: EvolvedUNet, index: int, trained: int) -> tuple[EvolvedUNet, EvolutionRound]:
         """Probe, act and train; or take the round from disk when it is finished there."""
         folder = self.context.work / f"round_{index}"
+        self.context.recover(folder / "round.json")
         found = load_round(folder)
         if found is not None:
             logger.info("round=%d found in %s", index, folder)
@@ -137,6 +138,7 @@ class _Evolution:
         for action in taken:
             logger.info("round=%d %s %s value=%.4g", index, action.kind, action.target, action.value)
         save_round(folder, unet, finished)
+        self.context.share(*sorted((folder / "unet").iterdir()), folder / "round.json")
         return unet, finished
 
     def probe(self, index: int) -> Probe:
@@ -162,7 +164,7 @@ class _Evolution:
             training=_share(self.config.training, iterations),
             samples=self.data.size(SPLIT),
             seed=spawn(self.context.seed, "round", index),
-            folder=folder / "checkpoints",
+            folder=self.context.checkpoints(f"round_{index}/checkpoints"),
             progress=self.context.progress,
             description=f"{STAGE} round {index + 1}",
             device=self.context.device,

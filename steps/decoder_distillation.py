@@ -54,7 +54,7 @@ def run(
         training=config.training,
         samples=training,
         seed=context.seed,
-        folder=context.work / "checkpoints",
+        folder=context.checkpoints(),
         progress=context.progress,
         on_interval=_Curve(measure),
         description=STAGE,

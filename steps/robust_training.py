@@ -57,7 +57,7 @@ def run(
         training=training,
         samples=data.size(SPLIT),
         seed=context.seed,
-        folder=context.work / "checkpoints",
+        folder=context.checkpoints(),
         progress=context.progress,
         description=STAGE,
         device=context.device,

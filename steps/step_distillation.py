@@ -112,7 +112,7 @@ def distil(
         training=config.training,
         samples=sampling.data.size(SPLIT),
         seed=context.seed,
-        folder=context.work / "checkpoints",
+        folder=context.checkpoints(),
         progress=context.progress,
         description=f"{context.stage}, {2 * student_steps} to {student_steps} steps",
         device=context.device,

@@ -32,17 +32,21 @@ _PORTS = range(12_000, 22_000)
 
 @dataclass(frozen=True)
 class Identity:
-    """A user of the server. `actions` are SeaweedFS's: Admin, or Read, Write, List, Tagging with `:bucket`."""
+    """A user of the server. `actions` are SeaweedFS's: Admin, or Read, Write, List, Tagging with `:bucket`.
+
+    `policy` is an IAM policy document that grants more, or "".
+    """
 
     name: str
     access_key: str
     secret_key: str
     actions: tuple[str, ...]
+    policy: str = ""
 
     @classmethod
-    def create(cls, name: str, actions: Sequence[str]) -> "Identity":
+    def create(cls, name: str, actions: Sequence[str], policy: str = "") -> "Identity":
         """An identity with random keys."""
-        return cls(name, token_hex(10).upper(), token_hex(20), tuple(actions))
+        return cls(name, token_hex(10).upper(), token_hex(20), tuple(actions), policy)
 
 
 @dataclass(frozen=True)
@@ -148,16 +152,17 @@ def serve(
 
 def _write_identities(path: Path, identities: Sequence[Identity]) -> None:
     """The keys, readable by this user only."""
-    payload = {
-        "identities": [
-            {
-                "name": identity.name,
-                "credentials": [{"accessKey": identity.access_key, "secretKey": identity.secret_key}],
-                "actions": list(identity.actions),
-            }
-            for identity in identities
-        ]
-    }
+    users: list[dict[str, object]] = [
+        {
+            "name": identity.name,
+            "credentials": [{"accessKey": identity.access_key, "secretKey": identity.secret_key}],
+            "actions": list(identity.actions),
+            "policyNames": [identity.name] if identity.policy else [],
+        }
+        for identity in identities
+    ]
+    policies = [{"name": each.name, "content": each.policy} for each in identities if each.policy]
+    payload = {"identities": users, "policies": policies}
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
         json.dump(payload, file)
@@ -170,7 +175,7 @@ def _start(folder: Path, ports: Sequence[int], log: IO[bytes]) -> subprocess.Pop
             str(binary()), "server", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=40", f"-master.port={master}",
             f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
-            "-s3.port.iceberg=0", f"-s3.config={folder / 's3.json'}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}",
         ],
         stdout=log,
         stderr=subprocess.STDOUT,

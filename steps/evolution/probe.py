@@ -119,7 +119,9 @@ def score_units(
     Every finished probe is kept in `folder` and not made again after an interruption.
     """
     units = list_units(unet.spec, unet.geometry())
-    finished = ProbeFile(folder / "probes.json", unet.spec.layout())
+    path = folder / "probes.json"
+    context.recover(path)
+    finished = ProbeFile(path, unet.spec.layout())
     context.progress.start("probing units", len(units) + 1)
     try:
         for done, unit in enumerate([None, *units]):
@@ -127,6 +129,7 @@ def score_units(
             if key not in finished.scores:
                 unet.set_skipped([] if unit is None else [unit.id])
                 finished.add(key, probe.scores(unet))
+                context.share(path)
             context.progress.update(done + 1)
     finally:
         unet.set_skipped()

@@ -1,6 +1,6 @@
 """The interface of a store: content-addressed objects, and small JSON documents under keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,30 @@ class Mirror(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file there; it is no error when there is none."""
+
+
+class SubMirror:
+    """The part of a mirror whose names start with `prefix`."""
+
+    def __init__(self, mirror: Mirror, prefix: str) -> None:
+        self._mirror, self._prefix = mirror, prefix
+
+    def names(self) -> list[str]:
+        """See Mirror."""
+        names = self._mirror.names()
+        return [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
+
+    def send(self, name: str, path: Path) -> None:
+        """See Mirror."""
+        self._mirror.send(self._prefix + name, path)
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See Mirror."""
+        self._mirror.fetch(self._prefix + name, path)
+
+    def remove(self, name: str) -> None:
+        """See Mirror."""
+        self._mirror.remove(self._prefix + name)
 
 
 class Store(Protocol):
@@ -95,8 +119,26 @@ class Store(Protocol):
     def work_folder(self, key: str) -> Path:
         """A local scratch folder that outlives the process; checkpoints of a stage live here under its cache key."""
 
+    def work(self) -> Iterator[Entry]:
+        """Work folders, here and in the mirror, named `<stage>/<key>`; the age is that of the youngest file."""
+
+    def delete_work(self, key: str) -> None:
+        """Remove a work folder, here and in the mirror."""
+
     def mirror(self, key: str) -> Mirror | None:
         """Where the work folder's checkpoints are kept besides; None when the store is on this very disk."""
+
+
+def by_work_key(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Files `<stage>/<key>/...` as one entry for each `<stage>/<key>`: bytes summed, the age of the youngest."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        parts = entry.name.split("/")
+        if len(parts) > 2:
+            name = "/".join(parts[:2])
+            old = found.get(name, Entry(name, 0, entry.age_s))
+            found[name] = Entry(name, old.bytes + entry.bytes, min(old.age_s, entry.age_s))
+    yield from found.values()
 
 
 def object_name(sha256: str) -> str:

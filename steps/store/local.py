@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, DiskFullError, StoreError
-from steps.store.base import Entry, Mirror, object_name
+from steps.store.base import Entry, Mirror, by_work_key, object_name
 
 LAYOUT_VERSION = 1
 _CHUNK = 1 << 20
@@ -190,6 +190,18 @@ class LocalStore:
         path = self._inside(self.folder / "work", key)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def work(self) -> Iterator[Entry]:
+        """See Store."""
+        folder = self.folder / "work"
+        files = (path for path in folder.rglob("*") if path.is_file())
+        yield from by_work_key(e for path in files for e in _entry(path.relative_to(folder).as_posix(), path))
+
+    def delete_work(self, key: str) -> None:
+        """See Store."""
+        path = self._inside(self.folder / "work", key)
+        if path != self.folder / "work":
+            shutil.rmtree(path, ignore_errors=True)
 
     def mirror(self, key: str) -> Mirror | None:
         """See Store: the work folder and the store share a disk."""

@@ -5,7 +5,10 @@ checkpoints of unfinished stages) and `layout.json`. Objects are downloaded once
 at every read; scratch files stay local.
 """
 
+import hashlib
+import json
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +19,7 @@ import botocore.exceptions
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, StoreError
-from steps.store.base import Entry, Mirror, object_name
+from steps.store.base import Entry, Mirror, by_work_key, object_name
 from steps.store.local import LAYOUT_VERSION, LocalStore, check_layout
 from steps.store.s3_bucket import Bucket, age_s
 from steps.store.s3_client import code_of, is_absent
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 _FRESH_S = (
     1800.0  # an object that is stored again is written again when it is older, so that nobody collects it
 )
+_REMOVAL_S = 60.0  # an announced removal takes two requests; after so long its collector is dead
 
 
 class S3Store:
@@ -155,17 +159,44 @@ class S3Store:
             yield Entry(entry.name.rpartition("/")[2], entry.bytes, entry.age_s)
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
-        """See Store. Asks for the age right before; S3 has no removal that depends on it."""
-        found = self.bucket.head(object_name(sha256))
+        """See Store. S3 has no removal that depends on an age, so the removal is announced before the age is asked for.
+
+        Who stores the same bytes writes first and then looks for the announcement (`_send`): either this method sees
+        a young object, or the writer sees that it may go, and writes again.
+        """
+        name, mark = object_name(sha256), _removal(sha256)
+        found = self.bucket.head(name)
         if found is None or age_s(found) < min_age_s:
             return False
-        self.bucket.remove(object_name(sha256))
+        self.bucket.write(mark, json.dumps({"removes": name}))
+        try:
+            found = self.bucket.head(name)
+            if found is None or age_s(found) < min_age_s:
+                return False
+            self.bucket.remove(name)
+        finally:
+            self.bucket.remove(mark)
         self.local.delete_object(sha256)
         return True
 
     def work_folder(self, key: str) -> Path:
         """See Store: always local."""
         return self.local.work_folder(key)
+
+    def work(self) -> Iterator[Entry]:
+        """See Store."""
+        remote = (
+            Entry(entry.name.removeprefix("work/"), entry.bytes, entry.age_s)
+            for entry in self.bucket.list("work/")
+        )
+        here = (Entry(f"{entry.name}/.", entry.bytes, entry.age_s) for entry in self.local.work())
+        yield from by_work_key((*remote, *here))
+
+    def delete_work(self, key: str) -> None:
+        """See Store."""
+        for entry in list(self.bucket.list(f"work/{_safe(key)}/")):
+            self.bucket.remove(entry.name)
+        self.local.delete_work(key)
 
     def mirror(self, key: str) -> Mirror | None:
         """See Store."""
@@ -175,9 +206,23 @@ class S3Store:
         """Send an object from the local cache, unless the server has it whole and recently written."""
         name = object_name(ref.sha256)
         found = self.bucket.head(name)
-        if found is None or found["ContentLength"] != ref.bytes or age_s(found) > _FRESH_S:
-            self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
+        if found is not None and found["ContentLength"] == ref.bytes and age_s(found) <= _FRESH_S:
+            return ref
+        self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
+        self._outlast_removal(ref.sha256)
+        if self.bucket.head(name) is None:
+            self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256} again")
         return ref
+
+    def _outlast_removal(self, sha256: str) -> None:
+        """Wait until a removal of an old object that was announced is over. A collector that died leaves its mark."""
+        until = time.monotonic() + _REMOVAL_S
+        while self.bucket.head(_removal(sha256)) is not None:
+            if time.monotonic() > until:
+                logger.warning("a removal of object %s was announced and never ended; going on", sha256)
+                self.bucket.remove(_removal(sha256))
+                return
+            time.sleep(0.2)
 
     def _check_layout(self) -> None:
         found = self.bucket.read("layout.json")
@@ -199,10 +244,12 @@ class S3Mirror:
 
     def send(self, name: str, path: Path) -> None:
         """See Mirror."""
-        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}", sha256=sha256)
 
     def fetch(self, name: str, path: Path) -> None:
-        """See Mirror. Whether the bytes are right is for the reader to check: a checkpoint names its hashes."""
+        """See Mirror. Verifies the hash that the file was sent with."""
         self._bucket.fetch_file(self._prefix + _safe(name), path)
 
     def remove(self, name: str) -> None:
@@ -215,6 +262,11 @@ def _safe(key: str) -> str:
     if key.startswith("/") or ".." in key.split("/"):
         raise StoreError(f"key {key!r} leads out of the store")
     return key
+
+
+def _removal(sha256: str) -> str:
+    """Where the removal of an object is announced: below `work/`, where a run may remove what a collector left."""
+    return f"work/.removals/{sha256}"
 
 
 def _document(key: str) -> str:

@@ -46,7 +46,7 @@ class Bucket:
 
     def attempt(self, what: str, action: Callable[[], Any]) -> Any:
         """See `s3_client.attempt`."""
-        return attempt(what, self.location, self._config.attempts, action)
+        return attempt(what, self.location, action)
 
     def require(self) -> None:
         """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written."""
@@ -64,16 +64,22 @@ class Bucket:
         except botocore.exceptions.ClientError:
             return None
 
-    def send(self, name: str, path: Path, what: str) -> None:
-        """Send a file; boto3 adds a checksum, the server refuses bytes that do not fit it. `what` is for errors."""
+    def send(self, name: str, path: Path, what: str, *, sha256: str | None = None) -> None:
+        """Send a file; boto3 adds a checksum, the server refuses bytes that do not fit it. `what` is for errors.
+
+        `sha256` is kept beside it for names that do not say it themselves; `fetch_file` then verifies it.
+        """
         size = path.stat().st_size
+        extra: dict[str, Any] = dict(self._extra)
+        if sha256 is not None:
+            extra["Metadata"] = {"sha256": sha256}
 
         def upload() -> None:
             with _bar("upload", size) as tick:
                 self.client.upload_file(
                     str(path),
                     **self._address(name),
-                    ExtraArgs=dict(self._extra),
+                    ExtraArgs=extra,
                     Callback=tick,
                     Config=TRANSFER,
                 )
@@ -91,14 +97,21 @@ class Bucket:
             )
 
     def fetch_file(self, name: str, path: Path) -> None:
-        """A file with a name's bytes; it appears when it is complete. Raises StoreError when there is no such name."""
+        """A file with a name's bytes; it appears when it is complete and its hash is that it was sent with.
+
+        Raises StoreError when there is no such name, DamagedError when the hash is wrong every time.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def download() -> None:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
                 partial = Path(folder) / "file"
+                expected = self.client.head_object(**self._address(name))["Metadata"].get("sha256")
                 with partial.open("wb") as file:
-                    self.fetch(name, HashingWriter(file))
+                    target = HashingWriter(file)
+                    self.fetch(name, target)
+                if expected not in (None, target.sha256):
+                    raise DamagedError(f"{name} does not have the hash it was sent with")
                 partial.replace(path)
 
         try:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions
+import s3transfer.exceptions
 import urllib3.exceptions
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
@@ -27,22 +28,28 @@ Result = TypeVar("Result")
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
-# Not retried by botocore, but the same request can succeed: the bytes were damaged on their way, or others wrote.
+# What botocore does not try again by itself though it can succeed: bytes damaged on their way, an answer that was lost
+# after the work was done, others who wrote at the same moment.
 _AGAIN = {
     "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "ConditionalRequestConflict",
-    "OperationAborted", "IncompleteBody", "RequestTimeout", "InternalError", "SlowDown", "ServiceUnavailable", "500",
-    "502", "503", "504", "MalformedXML", "InvalidPart", "NoSuchUpload",
+    "OperationAborted", "IncompleteBody", "MalformedXML", "InvalidPart", "NoSuchUpload",
 }  # fmt: skip
+# Faults after the first byte of an answer, where botocore's own retries have ended.
 _BROKEN = (
-    botocore.exceptions.HTTPClientError,  # connection refused, reset, time-out, body cut short
+    botocore.exceptions.ReadTimeoutError,
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
-    ResponseParserError,
     botocore.exceptions.FlexibleChecksumError,
+    ResponseParserError,
     urllib3.exceptions.HTTPError,
+    s3transfer.exceptions.RetriesExceededError,
+    s3transfer.exceptions.S3DownloadFailedError,
     ConnectionError,
     TimeoutError,
     DamagedError,
+)
+_TRIES = (
+    4  # of what botocore has given up or does not judge; each of them is tried `store.attempts` times inside
 )
 _FAILURES = (
     botocore.exceptions.BotoCoreError,
@@ -113,31 +120,31 @@ def code_of(error: BaseException) -> str:
     return type(error).__name__
 
 
-def attempt(what: str, location: Location, tries: int, action: Callable[[], Result]) -> Result:
+def attempt(what: str, location: Location, action: Callable[[], Result]) -> Result:
     """Call `action`, and again after a fault on the way (botocore only retries until an answer's first byte).
 
     Raises StoreError saying what was tried; an answer that a key does not exist passes through as it is.
     """
     wait_s = 0.1
-    for number in range(1, tries + 1):
+    for number in range(1, _TRIES + 1):
         try:
             return action()
         except botocore.exceptions.ClientError as error:
             if is_absent(error) or code_of(error) == "PreconditionFailed":
                 raise
-            if code_of(error) not in _AGAIN or number == tries:
+            if code_of(error) not in _AGAIN or number == _TRIES:
                 raise explain(error, what, location) from error
             failure: Exception = error
         except _BROKEN as error:
-            if number == tries:
+            if number == _TRIES:
                 raise explain(error, what, location) from error
             failure = error
         except _FAILURES as error:
             cause = error.__cause__ or error.__context__
-            if number == tries or not _is_passing(error, cause):
+            if number == _TRIES or not _is_passing(error, cause):
                 raise explain(error, what, location) from error
             failure = error
-        logger.warning("%s failed (%s), try %d of %d follows", what, code_of(failure), number + 1, tries)
+        logger.warning("%s failed (%s), try %d of %d follows", what, code_of(failure), number + 1, _TRIES)
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 5.0)
     raise AssertionError("unreachable")
@@ -147,11 +154,7 @@ def _is_passing(error: BaseException, cause: BaseException | None) -> bool:
     """The transfer manager wraps what happened: look at the cause."""
     if isinstance(cause, botocore.exceptions.ClientError):
         return code_of(cause) in _AGAIN
-    return (
-        isinstance(cause, _BROKEN)
-        or "RetriesExceeded" in type(error).__name__
-        or any(f"({code})" in str(error) for code in _AGAIN)
-    )
+    return isinstance(error, RetriesExceededError) or isinstance(cause, _BROKEN)
 
 
 _ADVICE = {
@@ -167,6 +170,7 @@ _ADVICE = {
     "EndpointConnectionError": "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3",
     "NoRegionError": "there is no region; set AWS_DEFAULT_REGION",
     "DamagedError": "what arrived is not what was stored, every time",
+    "FlexibleChecksumError": "what arrived is not what was stored, every time",
     "QuotaExceeded": "the bucket is full; free some and resume",
 }
 
@@ -181,5 +185,7 @@ def explain(error: BaseException, what: str, location: Location) -> StoreError:
             detail = error.response.get("Error", {}).get("Message", "")
         # A signed URL must never reach a log.
         advice = re.sub(r"\?\S+", "?...", str(detail)) or "see the server's log"
-    kind = DamagedError if isinstance(error, DamagedError) else StoreError
+    # boto3 compares the server's checksum first, where the server keeps one.
+    damaged = isinstance(error, DamagedError | botocore.exceptions.FlexibleChecksumError)
+    kind = DamagedError if damaged else StoreError
     return kind(f"{what} in {location} failed: {code}: {advice}")

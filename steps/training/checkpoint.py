@@ -7,8 +7,8 @@ file, so a checkpoint that was cut off or damaged is recognised and the one befo
 import errno
 import hashlib
 import json
-import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steps.errors import CheckpointError, DiskFullError
-
-logger = logging.getLogger(__name__)
+from steps.errors import DiskFullError
 
 KEEP = 2
-_TENSORS = "tensors.safetensors"
-_STATE = "state.json"
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -44,47 +42,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         partial.mkdir()
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / _TENSORS
+            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / TENSORS
         )
-        digest = _sha256(partial / _TENSORS)
+        digest = _sha256(partial / TENSORS)
         head = {"iteration": checkpoint.iteration, "sha256": digest}
-        (partial / _STATE).write_text(json.dumps({**head, "state": checkpoint.state}))
-        for name in (_TENSORS, _STATE):
+        (partial / STATE).write_text(json.dumps({**head, "state": checkpoint.state}))
+        for name in (TENSORS, STATE):
             _sync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
+        if _error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(
                 f"no space left for a checkpoint in {folder}; free some and resume"
             ) from error
         raise
-    except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     for old in checkpoint_folders(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest readable checkpoint, or None when there is none at all.
-
-    A damaged one is passed over with a warning. Raises CheckpointError when checkpoints exist but none can be read:
-    starting over silently would throw work away.
-    """
-    folders = checkpoint_folders(folder)
-    for candidate in reversed(folders):
-        try:
-            return _read(candidate)
-        except (OSError, ValueError, KeyError) as error:
-            logger.warning("checkpoint=%s is damaged (%s); trying the one before", candidate, error)
-    if folders:
-        raise CheckpointError(
-            f"none of the {len(folders)} checkpoints in {folder} can be read; remove them to start over"
-        )
-    return None
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -92,14 +68,23 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
 
 
-def _read(folder: Path) -> Checkpoint:
-    payload = json.loads((folder / _STATE).read_text())
-    digest = _sha256(folder / _TENSORS)
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint. Raises OSError, KeyError or ValueError when it is not complete and undamaged."""
+    payload = json.loads((folder / STATE).read_text())
+    digest = _sha256(folder / TENSORS)
     if digest != payload["sha256"]:
         raise ValueError(f"expected sha256 {payload['sha256'][:12]}, found {digest[:12]}")
     return Checkpoint(
-        iteration=int(payload["iteration"]), tensors=load_file(folder / _TENSORS), state=payload["state"]
+        iteration=int(payload["iteration"]), tensors=load_file(folder / TENSORS), state=payload["state"]
     )
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's number of an error; safetensors gives it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def _sha256(path: Path) -> str:

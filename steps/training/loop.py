@@ -7,11 +7,9 @@ save_state pickles, so checkpoints are our own.
 
 import logging
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +22,13 @@ from artifacts_schema.config import TrainingConfig
 from steps.context import NullProgress, Progress
 from steps.errors import Interrupted, NonFiniteLossError
 from steps.randomness import epoch_indices
-from steps.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from steps.training.checkpoint import Checkpoint
+from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
+from steps.training.interruption import sigterm_flag
 
 logger = logging.getLogger(__name__)
+_MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:
+    """Seconds until the next checkpoint: the interval, or longer where writing one is so slow that it would take more
+    than 3 % of the time. An interval below a second asks for checkpoints at any price.
+    """
+    return interval_s if interval_s < 1.0 else max(interval_s, spent_s / _MOST_SHARE)
+
+
 def train(
     model: nn.Module,
     loss: LossFunction,
@@ -80,7 +88,7 @@ def train(
     training: TrainingConfig,
     samples: int,
     seed: int,
-    folder: Path,
+    folder: Path | CheckpointFolder,
     progress: Progress | None = None,
     on_interval: IntervalHook | None = None,
     description: str = "training",
@@ -88,20 +96,21 @@ def train(
 ) -> TrainingOutcome:
     """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights.
 
-    Goes on from the newest checkpoint in `folder`; on a CPU with deterministic algorithms the result then equals that
-    of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
+    Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
+    then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
     Interrupted after SIGTERM (a checkpoint is written first).
     """
-    run = _Training(model, loss, training, samples, seed, folder, device)
-    run.restore()
-    bar = progress or NullProgress()
-    bar.start(description, training.iterations)
-    try:
-        with _sigterm_flag() as stop:
-            run.loop(bar, on_interval, stop)
-    finally:
-        bar.close()
-    return run.finish()
+    with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
+        run = _Training(model, loss, training, samples, seed, checkpoints, device)
+        run.restore()
+        bar = progress or NullProgress()
+        bar.start(description, training.iterations)
+        try:
+            with sigterm_flag(checkpoints.hurry) as stop:
+                run.loop(bar, on_interval, stop)
+        finally:
+            bar.close()
+        return run.finish()
 
 
 @dataclass
@@ -133,10 +142,11 @@ class _Training:
         training: TrainingConfig,
         samples: int,
         seed: int,
-        folder: Path,
+        checkpoints: CheckpointFolder,
         device: torch.device | None,
     ) -> None:
-        self.training, self.samples, self.seed, self.folder = training, samples, seed, folder
+        self.training, self.samples, self.seed = training, samples, seed
+        self.checkpoints, self.folder = checkpoints, checkpoints.folder
         self.loss = loss
         use_cpu = device is None or device.type == "cpu"
         self.accelerator = Accelerator(cpu=use_cpu)
@@ -158,7 +168,7 @@ class _Training:
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
-        saved_at = time.monotonic()
+        saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
         progress.update(self.iteration)
         while self.iteration < self.training.iterations:
             metrics = self.step()
@@ -166,10 +176,12 @@ class _Training:
             if self.iteration % self.training.log_interval == 0 or self.iteration == self.training.iterations:
                 metrics |= self.log_interval(on_interval)
             progress.update(self.iteration, **metrics)
-            due = time.monotonic() - saved_at >= self.training.checkpoint_interval_s
+            due = time.monotonic() - saved_at >= wait_s
             if stop.is_set() or (due and self.iteration < self.training.iterations):
+                started = time.monotonic()
                 self.save()
                 saved_at = time.monotonic()
+                wait_s = pause_after_checkpoint(self.training.checkpoint_interval_s, saved_at - started)
             if stop.is_set():
                 raise Interrupted(
                     f"SIGTERM at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
@@ -250,11 +262,11 @@ class _Training:
         }
         # Tied parameters share storage, which safetensors refuses: every entry gets its own copy.
         own = {name: value.detach().clone() for name, value in tensors.items()}
-        save_checkpoint(self.folder, Checkpoint(self.iteration, own, state))
+        self.checkpoints.save(Checkpoint(self.iteration, own, state))
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        checkpoint = load_latest(self.folder)
+        checkpoint = self.checkpoints.load_latest()
         if checkpoint is None:
             return
         tensors, state = checkpoint.tensors, checkpoint.state
@@ -286,17 +298,3 @@ class _Training:
             iterations=self.iteration,
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
         )
-
-
-@contextmanager
-def _sigterm_flag() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an event for as long as the training runs; the loop then stops at the next step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signal handlers can only be set in the main thread
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)

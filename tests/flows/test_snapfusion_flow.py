@@ -1,13 +1,21 @@
 """The real flow, end to end on the smoke preset: what it leaves, what the cache does, and that `resume` loses nothing."""
 
+import base64
+import gzip
 import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
+
+from infra.local.seaweedfs import Server
+from tests.conftest import BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / "flows" / "snapfusion_flow.py"
@@ -17,6 +25,9 @@ TRAININGS = (
     "velocity_finetuning", "robust_training", "architecture_evolution", "teacher_16", "student_16", "student_8",
     "decoder_distillation",
 )  # fmt: skip
+
+
+S3_ROOT = f"s3://{BUCKET}/flow"
 
 
 def run(
@@ -44,9 +55,12 @@ def report(home: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> tuple[Path, str]:
+    """A run with its weights on S3; the other run of this file has them in a folder, and both must come out equal."""
     home = tmp_path_factory.mktemp("finished") / "home"
-    result = run(home, "--config", "config", str(SMOKE), "run")
+    config = home.parent / "s3.toml"
+    config.write_text(SMOKE.read_text() + f'\n[store]\nroot = "{S3_ROOT}"\n')
+    result = run(home, "--config", "config", "s3.toml", "run", **s3_server.environment())
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     return home, result.stdout
 
@@ -94,11 +108,14 @@ def test_every_stage_is_in_the_report(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_can_be_drawn_from_the_finished_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_picture_can_be_drawn_from_the_finished_run(
+    finished: tuple[Path, str], tmp_path: Path, s3_server: Server
+) -> None:
     home, _ = finished
+    picture = str(tmp_path / "flag.png")
     result = subprocess.run(
-        [sys.executable, "-m", "flows.draw", "red flag", "--output", str(tmp_path / "flag.png")],
-        env=os.environ | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "flows.draw", "red flag", "--store", S3_ROOT, "--output", picture],
+        env=os.environ | s3_server.environment() | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -106,6 +123,43 @@ def test_a_picture_can_be_drawn_from_the_finished_run(finished: tuple[Path, str]
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "flag.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_no_key_is_left_anywhere(finished: tuple[Path, str], s3_server: Server) -> None:
+    """Neither in what was printed, nor in Metaflow's files, cards and reports, nor in the bucket."""
+    home, output = finished
+    places = {
+        str(path): path.read_bytes() for path in home.rglob("*") if path.is_file() and not path.is_symlink()
+    }
+    places["printed"] = output.encode()
+    admin = s3_server.admin
+    client = boto3.client(
+        "s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", aws_access_key_id=admin.access_key,
+        aws_secret_access_key=admin.secret_key, config=Config(s3={"addressing_style": "path"}),
+    )  # fmt: skip
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="flow/documents/"):
+        for item in page["Contents"]:
+            places[item["Key"]] = client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+    assert any("documents/reports" in place for place in places)
+    assert any("mf.cards" in place or "card" in place for place in places)
+    secret = admin.secret_key.encode()
+    # A card holds its content as base64: the secret looks different at each of three offsets.
+    forms = [secret, *(base64.b64encode(b"x" * skip + secret)[4 * (skip > 0) + 4 : -8] for skip in range(3))]
+    found = [
+        place
+        for place, data in places.items()
+        if any(form in data for form in forms) or secret in _inflated(data)
+    ]
+    assert not found
+
+
+def _inflated(data: bytes) -> bytes:
+    """Metaflow's artifacts are compressed."""
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 @pytest.mark.slow

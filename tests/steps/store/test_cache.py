@@ -1,14 +1,21 @@
 """The stage cache: what hits, what misses, and that one key is worked on once."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.store import Store
 from steps.store.cache import StageKey, cached_stage
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def key(**changes: object) -> StageKey:
@@ -91,3 +98,30 @@ def test_two_runs_work_on_one_key_once(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert stage.runs == 1
+
+
+def test_processes_that_start_at_once_work_once(store: Store, tmp_path: Path) -> None:
+    """Two runs on one store, as processes: one works, both have its record."""
+    config = StoreConfig(root=store.root)
+    code = (
+        "import sys, time; from pathlib import Path; from artifacts_schema.config import StoreConfig\n"
+        "from steps.store import open_store; from steps.store.cache import cached_stage\n"
+        "from tests.steps.store.test_cache import Stage, key\n"
+        f"store = open_store(StoreConfig(root={config.root!r}, local=sys.argv[1]), Path('/'))\n"
+        "stage = Stage(store)\n"
+        "def work():\n    time.sleep(0.5)\n    return stage()\n"
+        "record = cached_stage(store, key(), work).record\n"
+        "print(stage.runs, record.identity())"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / f"cache-{number}")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert sorted(runs for runs, _ in said) == ["0", "1"]
+    assert len({identity for _, identity in said}) == 1

@@ -1,6 +1,7 @@
 """What is special about the S3 store, against a real server: transfers, the local cache, clear errors, encryption."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,32 @@ def test_an_old_object_is_renewed_when_it_is_stored_again(
     monkeypatch.setattr(s3_module, "_FRESH_S", -10.0)
     store.put_bytes(b"weights")
     assert len(sent) == 2
+
+
+def test_an_object_that_is_stored_again_while_it_is_removed_stays(
+    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "_FRESH_S", -60.0)  # every object counts as old
+    collector, writer = make_s3("removal", local="a"), make_s3("removal", local="b")
+    ref = writer.put_bytes(b"weights of long ago")
+    remove, outlast, written = collector.bucket.remove, writer._outlast_removal, threading.Event()
+    thread = threading.Thread(target=lambda: writer.put_bytes(b"weights of long ago"))
+
+    def remove_after_the_other_has_written(name: str) -> None:
+        if name.startswith("objects/"):
+            thread.start()
+            assert written.wait(10)
+        remove(name)
+
+    def note(sha256: str) -> None:
+        written.set()
+        outlast(sha256)
+
+    monkeypatch.setattr(collector.bucket, "remove", remove_after_the_other_has_written)
+    monkeypatch.setattr(writer, "_outlast_removal", note)
+    assert collector.delete_object(ref.sha256, min_age_s=-60.0)
+    thread.join(20)
+    assert writer.has(ref.sha256)
 
 
 def test_projects_are_kept_apart_by_their_prefix(make_s3: MakeS3) -> None:

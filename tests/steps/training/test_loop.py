@@ -13,9 +13,10 @@ from artifacts_schema.config import TrainingConfig
 from steps.context import NullProgress
 from steps.errors import CheckpointError, Interrupted, NonFiniteLossError
 from steps.randomness import keyed_normal
-from steps.training.checkpoint import checkpoint_folders, load_latest
+from steps.training.checkpoint import Checkpoint, checkpoint_folders
+from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import Batch, learning_rate_factor, train
+from steps.training.loop import Batch, learning_rate_factor, pause_after_checkpoint, train
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6
@@ -30,6 +31,10 @@ def model() -> nn.Module:
 def regression(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     x = keyed_normal((4,), seed=batch.seed, name="x", iteration=batch.iteration, indices=batch.indices)
     return {"loss": ((net(x) - x.sum(1, keepdim=True)) ** 2).mean()}
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    return CheckpointFolder(folder).load_latest()
 
 
 def run(folder: Path, config: TrainingConfig = CONFIG, loss=regression, progress=None):  # type: ignore[no-untyped-def]
@@ -133,6 +138,12 @@ def test_ema_weights_are_returned_and_have_moved(tmp_path: Path) -> None:
         way = (last.tensors[f"model.{name}"] - start[name]).norm()
         assert moved > 0.5 * way, name
         assert not torch.equal(value, last.tensors[f"model.{name}"])
+
+
+def test_slow_checkpoints_come_less_often() -> None:
+    assert pause_after_checkpoint(60.0, 1.0) == 60.0
+    assert pause_after_checkpoint(60.0, 6.0) == pytest.approx(200.0)  # 6 s are 3 % of 200 s
+    assert pause_after_checkpoint(1e-3, 6.0) == 1e-3
 
 
 def test_ema_decay_ramp() -> None:

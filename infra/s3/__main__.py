@@ -1,0 +1,33 @@
+"""Prints a least-privilege policy as JSON.
+
+python -m infra.s3 --bucket my-bucket --prefix my-project --role runner > policy.json
+aws iam put-role-policy --role-name snapfusion --policy-name store --policy-document file://policy.json
+"""
+
+import argparse
+import json
+import sys
+
+from infra.s3.policy import ROLES, policy
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.s3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bucket", required=True)
+    parser.add_argument("--prefix", required=True, help="the part of store.root after the bucket")
+    parser.add_argument("--role", choices=ROLES, default="runner")
+    parser.add_argument("--principal", action="append", default=[], help="ARN; makes it a bucket policy")
+    options = parser.parse_args()
+    print(
+        json.dumps(
+            policy(options.bucket, options.prefix, options.role, principals=options.principal), indent=2
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Least-privilege policies for the bucket of a store.
+
+| role | may |
+|---|---|
+| runner | read, write and list below the project's prefix; remove checkpoints and probes only |
+| reader | read and list: drawing pictures, comparing runs |
+| collector | what a reader may, and remove: `python -m steps.store.collect --delete` |
+
+Nobody may read or write outside the prefix, change the bucket, its policy or its versions. A run that is taken over by
+somebody else can therefore not remove weights or records.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Role = Literal["runner", "reader", "collector"]
+ROLES: tuple[Role, ...] = ("runner", "reader", "collector")
+
+
+def policy(
+    bucket: str, prefix: str, role: Role, *, principals: Sequence[str] = (), partition: str = "aws"
+) -> dict[str, Any]:
+    """An IAM policy for `role` on `s3://bucket/prefix`; with `principals` (ARNs) a bucket policy that grants it to them."""
+    arn = f"arn:{partition}:s3:::{bucket}"
+    below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    statements: list[dict[str, Any]] = [
+        {
+            "Sid": "List",
+            "Action": ["s3:ListBucket"],
+            "Resource": [arn],
+            "Condition": {"StringLike": {"s3:prefix": [f"{below}*"]}},
+        },
+        {
+            # Whether bucket and key exist is asked without a prefix, and must be answered "no" rather than "denied".
+            "Sid": "Exists",
+            "Action": ["s3:ListBucket"],
+            "Resource": [arn],
+            "Condition": {"Null": {"s3:prefix": "true"}},
+        },
+        {"Sid": "Read", "Action": ["s3:GetObject"], "Resource": [f"{arn}/{below}*"]},
+    ]
+    if role == "runner":
+        statements += [
+            {
+                "Sid": "Write",
+                "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
+                "Resource": [f"{arn}/{below}*"],
+            },
+            {
+                "Sid": "RemoveScratch",
+                "Action": ["s3:DeleteObject"],
+                "Resource": [f"{arn}/{below}work/*", f"{arn}/{below}documents/probes/*"],
+            },
+        ]
+    if role == "collector":
+        statements += [
+            {"Sid": "Remove", "Action": ["s3:DeleteObject"], "Resource": [f"{arn}/{below}*"]},
+            # A document that came into use while it was being removed is written back; removals are announced.
+            {
+                "Sid": "PutBack",
+                "Action": ["s3:PutObject"],
+                "Resource": [f"{arn}/{below}documents/*", f"{arn}/{below}work/.removals/*"],
+            },
+        ]
+    granted = {"Principal": {"AWS": list(principals)}} if principals else {}
+    return {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", **granted, **statement} for statement in statements],
+    }

@@ -1,0 +1,127 @@
+"""Least privilege: what the roles may do on a real server, and what the policies never say."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from artifacts_schema.config import StoreConfig
+from infra.local.seaweedfs import Identity, Server, serve
+from infra.s3.policy import ROLES, Role, policy
+from steps.errors import StoreError
+from steps.store import get_bytes
+from steps.store.collect import Collector, Retention
+from steps.store.s3 import S3Store
+
+BUCKET, PREFIX = "shared-bucket", "project"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_reaches_beyond_its_prefix_or_changes_the_bucket(role: Role) -> None:
+    statements = policy(BUCKET, PREFIX, role)["Statement"]
+    actions = {action for statement in statements for action in statement["Action"]}
+    assert not any("*" in action for action in actions)
+    assert not actions & {
+        "s3:PutBucketPolicy",
+        "s3:DeleteObjectVersion",
+        "s3:DeleteBucket",
+        "s3:PutObjectAcl",
+    }
+    for statement in statements:
+        for resource in statement["Resource"]:
+            inside = resource.startswith(f"arn:aws:s3:::{BUCKET}/{PREFIX}/")
+            assert inside or statement["Action"] == ["s3:ListBucket"]
+
+
+def test_a_runner_may_remove_scratch_only() -> None:
+    removals = [s for s in policy(BUCKET, PREFIX, "runner")["Statement"] if "s3:DeleteObject" in s["Action"]]
+    assert [resource.rpartition(f"{PREFIX}/")[2] for s in removals for resource in s["Resource"]] == [
+        "work/*",
+        "documents/probes/*",
+    ]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, S3Store]]:
+    """A store for each role, on a server that enforces the policies, and one of the administrator."""
+    folder = tmp_path_factory.mktemp("policy")
+    users = {
+        role: Identity.create(role, [], policy=json.dumps(policy(BUCKET, PREFIX, role))) for role in ROLES
+    }
+    with serve(folder, identities=list(users.values()), stop_s=0.0) as server:
+        server.create_bucket(BUCKET)
+        everyone = {**users, "admin": server.admin}
+        yield {name: store_of(server, user, folder) for name, user in everyone.items()}
+
+
+def client_of(server: Server, user: Identity) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=user.access_key,
+        aws_secret_access_key=user.secret_key,
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+def store_of(server: Server, user: Identity, folder: Path) -> S3Store:
+    config = StoreConfig(root=f"s3://{BUCKET}/{PREFIX}", endpoint=server.endpoint, attempts=2)
+    store = S3Store(config, folder / user.name)
+    store.bucket.client = client_of(server, user)
+    return store
+
+
+def test_a_runner_can_do_all_that_a_run_needs(stores: dict[str, S3Store], tmp_path: Path) -> None:
+    runner = stores["runner"]
+    runner.check()
+    ref = runner.put_bytes(b"weights")
+    runner.local.delete_object(ref.sha256)
+    assert get_bytes(runner, ref) == b"weights"
+    assert runner.swap_document("champion", None, "1")
+    assert not runner.has("0" * 64)
+    mirror = runner.mirror("stage/key")
+    assert mirror is not None
+    (tmp_path / "file").write_bytes(b"x")
+    mirror.send("c/tensors", tmp_path / "file")
+    mirror.remove("c/tensors")
+    assert mirror.names() == []
+
+
+@pytest.mark.parametrize("role", ["runner", "reader"])
+def test_neither_runner_nor_reader_can_remove_weights(stores: dict[str, S3Store], role: str) -> None:
+    ref = stores["admin"].put_bytes(b"precious")
+    with pytest.raises(StoreError, match="AccessDenied"):
+        stores[role].delete_object(ref.sha256)
+    assert stores["admin"].has(ref.sha256)
+
+
+def test_a_reader_can_read_only(stores: dict[str, S3Store]) -> None:
+    ref = stores["admin"].put_bytes(b"to be read")
+    assert get_bytes(stores["reader"], ref) == b"to be read"
+    with pytest.raises(StoreError, match="AccessDenied"):
+        stores["reader"].put_document("key", "{}")
+
+
+def test_a_collector_can_collect(stores: dict[str, S3Store]) -> None:
+    ref = stores["admin"].put_bytes(b"orphan")
+    assert ref.sha256 in Collector(stores["collector"], Retention(min_age_s=-60.0)).remove().objects
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_other_projects_are_out_of_reach(stores: dict[str, S3Store], role: str) -> None:
+    client = stores[role].bucket.client
+    stores["admin"].bucket.client.put_object(Bucket=BUCKET, Key="other/secret", Body=b"x")
+    for action in (
+        lambda: client.get_object(Bucket=BUCKET, Key="other/secret"),
+        lambda: client.put_object(Bucket=BUCKET, Key="other/x", Body=b"x"),
+        lambda: client.delete_object(Bucket=BUCKET, Key="other/secret"),
+        lambda: client.put_bucket_policy(Bucket=BUCKET, Policy="{}"),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied|403"):
+            action()
