@@ -21,7 +21,7 @@ from steps.context import StageContext
 from steps.errors import ExportError
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress, weights
-from steps.export.interpreter import Program
+from steps.export.interpreter import ChunkedProgram, Program, load_packages
 from steps.export.mixed_bits import search, sensitivities, with_bits
 from steps.export.picture_gate import PictureGate, missed
 from steps.export.program_check import Sample
@@ -58,15 +58,17 @@ class Compression:
         noise = drawing_noise(inputs.base, len(captions))
         expected = torch_images(self.bundle, inputs.base, unet_ref, decoder_ref, captions, noise, context)
         self.gate = PictureGate(self.bundle, captions, noise, expected, inputs.signal_clip)
-        self.sources: dict[str, Path] = {
-            name: folder / item.package for name, item in self.bundle.manifest.components.items()
+        # A component in chunks is compressed chunk by chunk: each is a package of its own.
+        self.sources: dict[str, tuple[Path, ...]] = {
+            name: tuple(folder / package for package in self.bundle.manifest.components[name].packages)
+            for name in _COMPONENTS
         }
 
     def uncompressed(self) -> Combination:
         """The bundle as it was exported. It passes whatever its scores: the program check has judged it."""
         return Combination(
             schemes=dict.fromkeys(_COMPONENTS, "fp16"),
-            bytes=sum(map(folder_bytes, self.sources.values())),
+            bytes=sum(self.sizes().values()),
             scores=self.gate.scores({}),
             passed=True,
         )
@@ -79,17 +81,14 @@ class Compression:
         try:
             bits = self._mixed(component, made) if scheme == "mixed" else {}
             with tempfile.TemporaryDirectory(dir=self.context.work) as scratch:
-                target = Path(scratch) / self.sources[component].name
-                compress(
-                    component,
-                    self.sources[component],
-                    target,
-                    bits or scheme,
-                    smallest=self.config.smallest_weight,
-                )
-                fields |= {"bits": bits, "bytes": folder_bytes(target)}
-                fields["package"] = put_folder(self.context.store, target)
-                scores = self.gate.scores({component: Program.load(component, target)})
+                targets = [Path(scratch) / source.name for source in self.sources[component]]
+                for source, target in zip(self.sources[component], targets, strict=True):
+                    compress(component, source, target, bits or scheme, smallest=self.config.smallest_weight)
+                fields |= {"bits": bits, "bytes": folder_bytes(Path(scratch))}
+                # As the exported ones are stored: one package as itself, chunks in a folder each.
+                whole = targets[0] if len(targets) == 1 else Path(scratch)
+                fields["package"] = put_folder(self.context.store, whole)
+                scores = self.gate.scores({component: load_packages(component, targets)})
         except ExportError as error:
             return CompressedVariant.model_validate({"bytes": 0, **fields, "note": str(error)})
         note = missed(scores, self.config)
@@ -116,25 +115,28 @@ class Compression:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the packages as they were exported."""
-        return {name: folder_bytes(path) for name, path in self.sources.items()}
+        return {name: sum(map(folder_bytes, paths)) for name, paths in self.sources.items()}
 
-    def _program(self, variant: CompressedVariant) -> Program:
+    def _program(self, variant: CompressedVariant) -> Program | ChunkedProgram:
         """The stored package of a variant, read back."""
         if variant.package is None:
             raise ExportError(f"{variant.component}: there is no package of the scheme {variant.scheme}")
         with tempfile.TemporaryDirectory(dir=self.context.work) as scratch:
-            target = Path(scratch) / self.sources[variant.component].name
+            targets = [Path(scratch) / source.name for source in self.sources[variant.component]]
+            whole = targets[0] if len(targets) == 1 else Path(scratch)
             for relative, ref in variant.package.files.items():
-                (target / relative).parent.mkdir(parents=True, exist_ok=True)
-                (target / relative).write_bytes(self.context.store.path_of(ref).read_bytes())
-            return Program.load(variant.component, target)
+                (whole / relative).parent.mkdir(parents=True, exist_ok=True)
+                (whole / relative).write_bytes(self.context.store.path_of(ref).read_bytes())
+            return load_packages(variant.component, targets)
 
     def _mixed(self, component: Component, made: Sequence[CompressedVariant]) -> dict[str, int]:
         """Bits by weight with which pictures are no worse than with six bits everywhere."""
         uniform = next((v.scores for v in made if (v.component, v.scheme) == (component, _UNIFORM)), None)
         if uniform is None:
             raise ExportError(f"{component}: mixed bits are held against {_UNIFORM}, which was not drawn")
-        program = Program.load(component, self.sources[component])
+        if len(self.sources[component]) > 1:
+            raise ExportError(f"{component}: mixed bits are searched in one package, this has chunks")
+        program = Program.load(component, self.sources[component][0])
         found = weights(program, smallest=self.config.smallest_weight)
         sensitivity = sensitivities(program, found, self._samples(component))
 

@@ -10,7 +10,7 @@ from artifacts_schema.config import CoremlCompressionConfig
 from steps.bundle_drawing import score
 from steps.evaluation.clip_score import ClipScorer
 from steps.export.bundle_run import Bundle
-from steps.export.interpreter import Program
+from steps.export.interpreter import ChunkedProgram, Program
 
 
 class PictureGate:
@@ -23,7 +23,7 @@ class PictureGate:
         self.expected, self.clip = expected, clip
         self._latents: list[Tensor] | None = None
 
-    def scores(self, programs: Mapping[Component, Program]) -> DrawingScores:
+    def scores(self, programs: Mapping[Component, Program | ChunkedProgram]) -> DrawingScores:
         """With `programs` in the place of the bundle's own. The decoder alone needs no new latents."""
         bundle = self.bundle.with_programs(programs)
         if set(programs) <= {"vae_decoder"}:
