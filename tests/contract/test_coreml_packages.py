@@ -21,6 +21,8 @@ from steps.diffusion.small_decoder import SmallDecoder
 from steps.errors import ExportError
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
+from steps.export.compression import compress, weights
+from steps.export.interpreter import Program
 from steps.export.program_check import psnr
 from steps.models import BaseModel, load_model, save_model
 from steps.unet.evolved import EvolvedUNet
@@ -329,3 +331,44 @@ def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     assert not report.velocity_folded and "gather" not in report.float32_operations
     assert report.parity is not None and report.parity.quantity == "noise"
     assert report.source_class == "UNet2DConditionModel"
+
+
+def _packages(exported: Exported, folder: Path, component: str) -> Path:
+    """A component's package on disk."""
+    report = exported.reports[component]
+    for relative, ref in report.package.files.items():
+        path = folder / report.package_name / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(exported.context.store.path_of(ref).read_bytes())
+    return folder / report.package_name
+
+
+@pytest.mark.parametrize("scheme", ["palette_8", "palette_4", "linear_8"])
+def test_compressed_package_computes_nearly_the_same(exported: Exported, tmp_path: Path, scheme: str) -> None:
+    source = _packages(exported, tmp_path, "vae_decoder")
+    compress("vae_decoder", source, tmp_path / "a.mlpackage", scheme, smallest=256)
+    compress("vae_decoder", source, tmp_path / "b.mlpackage", scheme, smallest=256)
+    files = [
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "a.mlpackage", tmp_path / "b.mlpackage")
+    ]
+    assert files[0] == files[1]
+    before, after = (Program.load("vae_decoder", path) for path in (source, tmp_path / "a.mlpackage"))
+    assert before.operations == after.operations and before.outputs == after.outputs
+    inputs = {"z": torch.randn(1, 4, 16, 16)}
+    ratio = psnr(before.run(inputs, rounded=False)["image"], after.run(inputs, rounded=False)["image"])
+    assert (30 if scheme != "palette_4" else 10) < ratio < 80
+
+
+def test_weights_that_are_not_finite_are_not_compressed(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _packages(exported, tmp_path, "vae_decoder")
+    program = Program.load("vae_decoder", source)
+    name, value = next(iter(weights(program, smallest=256).items()))
+    broken = value.copy()
+    broken.flat[3] = float("inf")
+    op = next(op for op in program.block.operations if op.name == name)
+    monkeypatch.setattr(type(op.outputs[0]), "val", property(lambda var: broken))
+    with pytest.raises(ExportError, match="vae_decoder: expected finite weights, found 1 NaN"):
+        weights(program)
