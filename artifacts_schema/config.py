@@ -106,10 +106,7 @@ class LatencyProfileConfig(Frozen):
     """`latency_profile`."""
 
     backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = "torch-cpu"
-    table: str | None = None  # a table measured elsewhere, of that backend; the last two can only be imported
-    kit: str | None = (
-        None  # manifest.json of the latency kit a device has timed; None: the one beside `table`
-    )
+    table: str | None = None  # measured elsewhere, of that backend: a table, or a device's latency.json
     batch_size: Count = 2  # a guided step evaluates both branches at once
     repeats: Count = 30
     warmup: Count = 5

@@ -134,7 +134,7 @@ def _table_identity(config: SnapFusionConfig) -> dict[str, Any]:
     profile = config.latency_profile
     if profile.table is None:
         return {} if profile.backend == "macs" else machine_identity(config)
-    files = [Path(profile.table), Path(profile.kit or Path(profile.table).with_name("manifest.json"))]
+    files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
     return {str(i): content_hash(path.read_text()) for i, path in enumerate(files) if path.is_file()}
 
 

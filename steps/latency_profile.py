@@ -44,7 +44,6 @@ def run(base: BaseModel, config: LatencyProfileConfig, context: StageContext) ->
     if config.table is not None:
         table = import_table(
             Path(config.table),
-            kit=Path(config.kit) if config.kit else None,
             backend=config.backend,
             unet_config=base.unet.config,
             batch=config.batch_size,

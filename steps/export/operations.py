@@ -138,6 +138,15 @@ def scaled_dot_product_attention(
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
 
 
+def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0) -> Tensor:
+    """Adds to the last axes: `pad` holds before and after of each, the first of these axes first."""
+    pairs = list(zip(_list(pad)[::2], _list(pad)[1::2], strict=True))
+    widths = [width for pair in reversed(pairs) for width in pair]  # torch names the last axis first
+    if mode == "constant":
+        return functional.pad(x, widths, value=float(constant_val))
+    return functional.pad(x, widths, mode=mode)
+
+
 def layer_norm(
     x: Tensor,
     axes: Tensor | None = None,
@@ -300,6 +309,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_sum": _reduce(torch.sum),
     "reduce_max": _reduce(torch.amax),
     "reduce_argmax": reduce_argmax,
+    "pad": pad,
     "layer_norm": layer_norm,
     "batch_norm": batch_norm,
     "linear": lambda x, weight, bias=None: functional.linear(x, weight, bias),

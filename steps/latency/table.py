@@ -46,7 +46,6 @@ def require_same_protocol(one: LatencyTable, other: LatencyTable) -> None:
 def import_table(
     path: Path,
     *,
-    kit: Path | None = None,
     backend: str,
     unet_config: Mapping[str, Any],
     batch: int,
@@ -55,7 +54,7 @@ def import_table(
 ) -> LatencyTable:
     """Read a table measured elsewhere, or make one of what a device measured (`steps.latency.device`).
 
-    `kit` is the manifest of the latency kit that the device was given; None: the one beside `path`.
+    The manifest of the kit that the device was given is expected beside `path`.
     Raises LatencyTableError when it cannot be read or belongs to another provenance, model, batch or shape,
     or lacks a block.
     """
@@ -67,9 +66,7 @@ def import_table(
         "tokens": tokens,
     }
     if is_measurement(path):
-        return _checked(
-            device_table(path, kit or path.with_name("manifest.json")), path, expected, unet_config
-        )
+        return _checked(device_table(path, path.with_name("manifest.json")), path, expected, unet_config)
     try:
         table = LatencyTable.from_json(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, ValidationError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_grace_period_the_disk_cannot_meet_is_refused(root: Path, monkeypatch: p
     monkeypatch.setattr(preflight, "_write_speed", lambda _: 1000.0)
     with pytest.raises(ConfigError, match=r"more than compute\.sigterm_grace_s = 10"):
         preflight.run(config(), context(root), root)
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [
+        ({"program_check": {"timesteps": [999, 1000]}}, r"names \[1000\], the base's schedule ends at 999"),
+        ({"components": ["unet", "safety_checker"]}, r"names safety_checker, the base .* has none"),
+    ],
+)
+def test_export_that_must_fail_is_refused(export: dict[str, object], message: str, root: Path) -> None:
+    base = SimpleNamespace(scheduler_config={"num_train_timesteps": 1000}, path=root)
+    with pytest.raises(ConfigError, match=message):
+        preflight.check_export(config(coreml_export=export), base)  # type: ignore[arg-type]
 
 
 def test_missing_evaluator_is_named(root: Path) -> None:

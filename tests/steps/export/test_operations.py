@@ -51,6 +51,7 @@ FOLDED: list[tuple[str, dict[str, Any]]] = [
     ("less", {"x": X, "y": Y}),
     ("less_equal", {"x": X, "y": Y}),
     ("select", {"cond": X > 0, "a": X, "b": Y}),
+    ("pad", {"x": X, "pad": np.int32([1, 0, 2, 3]), "mode": "constant", "constant_val": np.float32(0.5)}),
     ("square", {"x": X}),
     ("sqrt", {"x": POSITIVE}),
     ("rsqrt", {"x": POSITIVE, "epsilon": np.float32(0.1)}),
