@@ -39,7 +39,7 @@ _LONGEST_S = 3600.0
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: when (s after the start), and what the process was doing."""
+    """One kill: when (s after the start or the kill before), and what the process was doing."""
 
     after_s: float
     victim: str
@@ -82,31 +82,34 @@ class Machine:
 
 
 def run_and_kill(
-    machine: Machine, command: str, draw: random.Random, longest_s: float
-) -> tuple[Kill | None, bool]:
-    """Start the flow and kill one of its processes at a random time.
+    machine: Machine, command: str, draw: random.Random, longest_s: float, most: int
+) -> tuple[list[Kill], bool]:
+    """Start the flow and kill processes of its, at most `most`, at random times until it ends.
 
-    Returns the kill (None when the flow ended before), and whether the flow came through: some of its processes, such as
-    one that draws a card, can be killed without ending it.
+    Returns the kills, and whether the flow came through: some of its processes, such as one that draws a card, can be
+    killed without ending it; then there is another kill.
     """
     process = machine.start(command)
     group = psutil.Process(process.pid)
-    after_s, kill = draw.uniform(0.5, longest_s), None
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        victim = draw.choice([group, *_children(group)])
-        kill = Kill(after_s, _describe(victim))
-        everything = [group, *_children(group)]
-        _end([victim])
-        process.wait(_LONGEST_S)
-        _end(everything)  # tasks whose runner was killed would work on
-        psutil.wait_procs(everything, timeout=10)
-    if kill is None and process.returncode != 0:
+    everything, kills = [group], []
+    while True:
+        after_s = draw.uniform(0.5, longest_s)
+        try:
+            process.wait(after_s if len(kills) < most else _LONGEST_S)
+            break
+        except subprocess.TimeoutExpired:
+            everything = [group, *_children(group)]
+            victim = draw.choice(everything)
+            kills.append(Kill(after_s, _describe(victim)))
+            say(f"killed {kills[-1].victim} {after_s:.1f} s after the last event of {command}")
+            _end([victim])
+    _end(everything)  # tasks whose runner was killed would work on
+    psutil.wait_procs(everything, timeout=10)
+    if not kills and process.returncode != 0:
         raise RuntimeError(
             f"the flow failed by itself; see {machine.log}:\n{machine.log.read_text()[-3000:]}"
         )
-    return kill, process.returncode == 0
+    return kills, process.returncode == 0
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -149,11 +152,8 @@ def killed_until_through(
     kills: list[Kill] = []
     while True:
         command = "resume" if not new_machine and machine.can_resume() else "run"
-        longest_s = longest_s if len(kills) < most else _LONGEST_S
-        kill, through = run_and_kill(machine, command, draw, longest_s)
-        if kill is not None:
-            kills.append(kill)
-            say(f"killed {kill.victim} after {kill.after_s:.1f} s of {command}")
+        new, through = run_and_kill(machine, command, draw, longest_s, most - len(kills))
+        kills += new
         if through:
             return kills
         if new_machine:
@@ -217,8 +217,7 @@ def campaign(options: argparse.Namespace, folder: Path) -> Tally:
         if not tally.expected:
             measure_reference(tally, folder)
         while len(tally.kills) < options.times and time.monotonic() + tally.seconds < until:
-            # A start that was cut off leaves its folder: each run gets a place of its own.
-            home = folder / f"run-{tally.runs}-{os.getpid()}"
+            home = folder / f"run-{tally.runs}"  # what a campaign that was cut off left there is gone on with
             config = home.with_suffix(".toml")
             write_config(config, f"s3://kills/{home.name}" if server else None)
             machine = Machine(home, config, environment)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -190,7 +190,9 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Pat
     deadline = time.monotonic() + _START_S
     while True:
         try:
-            client.create_bucket(Bucket="ready-probe")
+            # A first try may have come through though its answer was too late.
+            with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                client.create_bucket(Bucket="ready-probe")
             client.put_object(Bucket="ready-probe", Key="probe", Body=b"ready")
             client.delete_object(Bucket="ready-probe", Key="probe")
             client.delete_bucket(Bucket="ready-probe")

@@ -56,8 +56,8 @@ class S3Store:
         self.delete_document(key)
 
     def put_file(self, path: Path) -> ObjectRef:
-        """See Store."""
-        return self._send(self.local.put_file(path))
+        """See Store. The file must not be changed afterwards; where the disk allows, the cache shares its bytes."""
+        return self._send(self.local.adopt_file(path))
 
     def put_bytes(self, data: bytes) -> ObjectRef:
         """See Store."""

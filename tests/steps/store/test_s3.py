@@ -72,6 +72,19 @@ def test_damaged_cache_is_fetched_again(make_s3: MakeS3, caplog: pytest.LogCaptu
     assert "damaged" in caplog.text
 
 
+def test_a_file_that_is_changed_after_it_was_stored_changes_no_object(
+    make_s3: MakeS3, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, path = make_s3(), tmp_path / "weights"
+    path.write_bytes(b"weights")
+    ref = store.put_file(path)
+    assert store.path_of(ref).stat().st_ino == path.stat().st_ino  # not copied
+    path.write_bytes(b"changed in place")
+    assert get_bytes(store, ref) == b"weights"
+    assert "fetching it again" in caplog.text
+    assert path.read_bytes() == b"changed in place"
+
+
 def test_object_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
     store = make_s3("damaged", local="a")
     ref = store.put_bytes(b"weights")
