@@ -74,5 +74,7 @@ def _with_package(report: ComponentReport, record: CompressionRecord) -> Compone
     if package is None:
         return report
     scheme = record.chosen[report.component]
-    note = f"{report.parity_note}; measured before the weights were compressed ({scheme})"
+    note = report.parity_note
+    if report.parity is not None:
+        note += f"; measured before the weights were compressed ({scheme})"
     return report.model_copy(update={"package": package, "parity_note": note})

