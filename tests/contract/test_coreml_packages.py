@@ -221,6 +221,9 @@ class _Data:
     def latents(self, split: str, indices: torch.Tensor, **_: int) -> torch.Tensor:
         return self.drawn.latents[indices]
 
+    def images(self, split: str, indices: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)
+
 
 class _Clip:
     def scores(self, images: torch.Tensor, captions: Any) -> torch.Tensor:
@@ -346,8 +349,8 @@ def _packages(exported: Exported, folder: Path, component: str) -> Path:
 @pytest.mark.parametrize("scheme", ["palette_8", "palette_4", "linear_8"])
 def test_compressed_package_computes_nearly_the_same(exported: Exported, tmp_path: Path, scheme: str) -> None:
     source = _packages(exported, tmp_path, "vae_decoder")
-    compress("vae_decoder", source, tmp_path / "a.mlpackage", scheme, smallest=256)
-    compress("vae_decoder", source, tmp_path / "b.mlpackage", scheme, smallest=256)
+    compress("vae_decoder", source, tmp_path / "a.mlpackage", scheme, smallest=16)
+    compress("vae_decoder", source, tmp_path / "b.mlpackage", scheme, smallest=16)
     files = [
         {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         for root in (tmp_path / "a.mlpackage", tmp_path / "b.mlpackage")
@@ -357,4 +360,6 @@ def test_compressed_package_computes_nearly_the_same(exported: Exported, tmp_pat
     assert before.operations == after.operations and before.outputs == after.outputs
     inputs = {"z": torch.randn(1, 4, 16, 16)}
     ratio = psnr(before.run(inputs, rounded=False)["image"], after.run(inputs, rounded=False)["image"])
-    assert (30 if scheme != "palette_4" else 10) < ratio < 150
+    assert ratio > (30 if scheme != "palette_4" else 10)
+    # A table of 256 numbers holds every weight of so small a model exactly.
+    assert ratio < 150 or scheme == "palette_8"
