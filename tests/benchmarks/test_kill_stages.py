@@ -11,7 +11,7 @@ from benchmarks.kill_stages import STAGES, campaign
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_ends_as_an_uninterrupted_one(stage: str, tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(True)
-    kills, runs, different = campaign(stage, tmp_path, times=3, seed=1)
-    assert len(kills) == 3
+    kills, runs, different = campaign(stage, tmp_path, times=2, seed=1)
+    assert len(kills) == 2
     assert runs >= 1
     assert different == 0

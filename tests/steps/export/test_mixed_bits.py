@@ -37,7 +37,7 @@ def test_search_keeps_the_smallest_that_is_good_enough() -> None:
 
     found = search(WEIGHTS, 6, good_enough)
     assert found is not None and good_enough(found)
-    assert size(WEIGHTS, found) == min(size(WEIGHTS, bits) for bits in tried if good_enough(bits))
+    assert size(WEIGHTS, found) == min(size(WEIGHTS, bits) for bits in list(tried) if good_enough(bits))
 
 
 def test_search_gives_up() -> None:
