@@ -27,8 +27,8 @@ smoke: $(STAMP)  ## run every stage on a random micro model (a check of the mach
 s3: $(STAMP)  ## start an S3 server on loopback and print what to export
 	$(BIN)/python -m infra.local
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests, two to four files at once
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## formatter, linters, types, layers, security scan, dependency audit
 	$(BIN)/ruff format --check .

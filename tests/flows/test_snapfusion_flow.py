@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,31 @@ def report(home: Path) -> dict[str, Any]:
     return found
 
 
+Interrupted = tuple[Path, subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> tuple[Path, str]:
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Interrupted]]:
+    """A run with its weights in a folder that fails once and is resumed, beside the one that finishes."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    short = '[coreml_export]\ncomponents = ["text_encoder"]\n'
+    variants = 'variants = ["base_50", "base_8", "student_8", "student_8_small_decoder"]'
+    config = folder / "short.toml"
+    config.write_text(SMOKE.read_text().replace(variants, 'variants = ["base_8"]') + short)
+
+    def both() -> Interrupted:
+        home, marker = folder / "home", str(folder / "failed")
+        broken = run(home, "--config", "config", str(config), "run", script=FAILING, FAILED_ONCE=marker)
+        return home, broken, run(home, "resume", script=FAILING, FAILED_ONCE=marker)
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(both)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: Server, interrupted: Future[Interrupted]
+) -> tuple[Path, str]:
     """A run with its weights on S3; the other run of this file has them in a folder, and both must come out equal."""
     home = tmp_path_factory.mktemp("finished") / "home"
     config = home.parent / "s3.toml"
@@ -164,19 +189,11 @@ def _inflated(data: bytes) -> bytes:
 
 @pytest.mark.slow
 def test_resume_runs_the_failed_stage_again_and_ends_with_the_same_weights(
-    finished: tuple[Path, str], tmp_path: Path
+    finished: tuple[Path, str], interrupted: Future[Interrupted]
 ) -> None:
-    home = tmp_path / "home"
-    config = tmp_path / "short.toml"
-    short = '[coreml_export]\ncomponents = ["text_encoder"]\n'
-    variants = 'variants = ["base_50", "base_8", "student_8", "student_8_small_decoder"]'
-    text = SMOKE.read_text().replace(variants, 'variants = ["base_8"]') + short
-    config.write_text(text)
-    marker = str(tmp_path / "failed")
-    broken = run(home, "--config", "config", str(config), "run", script=FAILING, FAILED_ONCE=marker)
+    home, broken, resumed = interrupted.result()
     assert broken.returncode != 0
     assert "injected failure" in broken.stdout + broken.stderr
-    resumed = run(home, "resume", script=FAILING, FAILED_ONCE=marker)
     assert resumed.returncode == 0, resumed.stdout[-4000:]
     assert "velocity_finetuning: cache" not in resumed.stdout  # cloned by Metaflow, not run again
     assert "decoder_distillation: cache miss" in resumed.stdout
