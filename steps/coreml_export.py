@@ -15,6 +15,7 @@ from artifacts_schema.config import CoremlExportConfig
 from artifacts_schema.references import WeightsRef
 from steps.context import StageContext
 from steps.diffusion.schedule import NoiseSchedule
+from steps.disk import check_disk
 from steps.errors import ExportError
 from steps.export.attention import SplitEinsumProcessor
 from steps.export.bundle import assemble_bundle
@@ -29,7 +30,6 @@ from steps.export.contract import (
     vae_encoder_contract,
 )
 from steps.export.convert import check_weights, export, weights_hash
-from steps.export.disk import check_disk
 from steps.export.optional import EncoderForExport, SafetyCheckerForExport, load_safety_checker
 from steps.export.precision import float32_operations
 from steps.export.program_check import Sample, compare, describe, torch_results

@@ -19,11 +19,11 @@ from artifacts_schema.device import BASELINE, LatencyKit, TimedModel, TimedPart
 from artifacts_schema.latency import LatencyRow, PartKind
 from steps import latency_profile
 from steps.context import NullProgress, Progress
+from steps.disk import check_disk
 from steps.errors import ExportError
 from steps.export.attention import SplitEinsumProcessor
 from steps.export.contract import Contract, text_encoder_contract, unet_contract, vae_decoder_contract
 from steps.export.convert import convert, make_reproducible
-from steps.export.disk import check_disk
 from steps.export.precision import may_be_float16, may_be_float16_in_a_block
 from steps.export.wrappers import DecoderForExport, TextEncoderForExport, UNetForExport
 from steps.latency.measure_on_mac import package_hash

@@ -6,7 +6,6 @@ disk, and caches latents and text embeddings.
 
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from artifacts_schema.plan import RunPlan
 from steps.base_folder import folder_identity
 from steps.context import StageContext
 from steps.data.prepared import prepare_data
-from steps.errors import ConfigError, DiskFullError
+from steps.disk import check_disk
+from steps.errors import ConfigError
 from steps.input_folders import MICRO, base_folder, other_folders
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
@@ -36,7 +36,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     base = load_base(folder)
     _check_image_size(config, base)
     check_export(config, base)
-    _check_disk(config, base, context.work)
+    _check_room(config, base, context.work)
     others = other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
     data = prepare_data(
@@ -87,16 +87,12 @@ def check_export(config: SnapFusionConfig, base: BaseModel) -> None:
         )
 
 
-def _check_disk(config: SnapFusionConfig, base: BaseModel, root: Path) -> None:
+def _check_room(config: SnapFusionConfig, base: BaseModel, root: Path) -> None:
     """Refuse a store without room, and a SIGTERM grace period in which no checkpoint could be written."""
     weights = 4 * sum(parameter.numel() for parameter in base.unet.parameters())
-    needed = _STORE_COPIES * weights + (1 << 30)
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        raise DiskFullError(
-            f"the store {root} has {free >> 20} MiB free, this run needs about {needed >> 20} MiB; "
-            "free some, or set store.root to another disk"
-        )
+    check_disk(
+        root, _STORE_COPIES * weights + (1 << 30), "this run's store (store.root, with S3 store.local)"
+    )
     seconds = _CHECKPOINT_COPIES * weights / _write_speed(root)
     if seconds > config.compute.sigterm_grace_s:
         raise ConfigError(

@@ -22,8 +22,8 @@ from artifacts_schema.bundle import (
 )
 from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
+from steps.disk import check_disk
 from steps.errors import ExportError
-from steps.export.disk import check_disk
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
 from steps.store.base import Store
 

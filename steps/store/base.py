@@ -76,6 +76,12 @@ class Store(Protocol):
     def check(self) -> None:
         """Raise StoreError, saying what is wrong, when the store cannot be read and written."""
 
+    def read_layout(self) -> str | None:
+        """The text of the layout's marker, or None when there is none; see `steps.store.layout`."""
+
+    def swap_layout(self, old: str | None, new: str) -> bool:
+        """Write the marker only if it still is `old` (None: does not exist); False when it is not."""
+
     def put_file(self, path: Path) -> ObjectRef:
         """Store a file's bytes. Raises DiskFullError or StoreError; a failed write leaves nothing behind."""
 

@@ -14,6 +14,7 @@ from artifacts_schema.base import Record, content_hash
 from artifacts_schema.readers import read_record
 from steps.errors import DamagedError
 from steps.store.base import Store
+from steps.store.layout import check_layout
 from steps.store.leases import lease
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def cached_stage(
     reason = "miss: no finished stage has this key" if enabled else "bypassed by store.cache = false"
     logger.info("stage=%s key=%s cache=%s", key.stage, key.sha256[:12], reason)
     with lease(store, key.document):
+        check_layout(store)  # after the lease, for which a migration looks after it has marked the layout
         if enabled and (found := lookup(store, key)) is not None:
             return CacheResult(found, True, key.sha256, "hit: another run finished it while this one waited")
         record = run()

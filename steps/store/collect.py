@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from artifacts_schema.config import StoreConfig
 from steps.errors import SnapFusionError
 from steps.store import Store, open_store
 from steps.store.cache import object_hashes
-from steps.store.leases import LEASE_S, is_free
+from steps.store.layout import check_layout
+from steps.store.leases import lease, living
 
 logger = logging.getLogger(__name__)
 _HOUR_S = 3600.0
-_SILENT_S = 10 * LEASE_S  # a lease this old is renewed no more, unless the clock was moved
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,15 @@ class Collector:
         return garbage
 
     def remove(self) -> Garbage:
-        """Find garbage and remove it; returns what was removed."""
+        """Find garbage and remove it; returns what was removed.
+
+        Under a lease: neither another collector nor a migration, which moves documents, works on the store meanwhile.
+        """
+        with lease(self.store, "collection"):
+            check_layout(self.store)
+            return self._remove()
+
+    def _remove(self) -> Garbage:
         garbage = self.find()
         texts = {key: self.store.get_document(key) for key in garbage.documents}
         for key in garbage.documents:
@@ -112,19 +119,9 @@ class Collector:
 
     def _look_at_leases(self) -> None:
         """Which keys are being worked on, and since when: nothing written since then may go."""
-        held: dict[str, str] = {}
-        silent: dict[str, str] = {}
-        for entry in self.store.documents("leases/"):
-            text = self.store.get_document(entry.name)
-            if text is not None and not is_free(text):
-                (held if entry.age_s < _SILENT_S else silent)[entry.name] = text
-        if silent:
-            # Dead for long, or the clock was moved: a living holder renews within this time.
-            logger.info("%d leases look dead; watching them for %.0f s", len(silent), LEASE_S / 2)
-            time.sleep(LEASE_S / 2)
-            held |= {name: text for name, text in silent.items() if self.store.get_document(name) != text}
-        self.working = {name.removeprefix("leases/") for name in held}
-        for text in held.values():
+        held = living(self.store)
+        self.working = set(held)
+        for text in (text for key, text in held.items() if key.startswith("stages/")):
             since = datetime.fromisoformat(json.loads(text).get("since", "1970-01-01T00:00:00+00:00"))
             worked_s = (datetime.now(UTC) - since).total_seconds()
             self.min_age_s = max(self.min_age_s, worked_s + _HOUR_S)

@@ -28,6 +28,7 @@ from steps.store.base import Store
 logger = logging.getLogger(__name__)
 LEASE_S = 120.0  # a holder renews at a quarter of this; one that stays silent for so long is taken for dead
 _WAIT_S = 1.0
+_SILENT_S = 10 * LEASE_S  # a lease this old is renewed no more, unless the clock was moved
 
 
 @contextmanager
@@ -124,6 +125,24 @@ def is_free(text: str | None) -> bool:
         return True
     held = json.loads(text)
     return bool(held.get("released")) or held.get("expires") == 0.0 or _is_dead(held)
+
+
+def living(store: Store) -> dict[str, str]:
+    """Leases that somebody holds: key to the document's text.
+
+    Whatever ages say, one that looks dead for long is watched: a living holder renews within half of `LEASE_S`.
+    """
+    held: dict[str, str] = {}
+    silent: dict[str, str] = {}
+    for entry in store.documents("leases/"):
+        text = store.get_document(entry.name)
+        if text is not None and not is_free(text):
+            (held if entry.age_s < _SILENT_S else silent)[entry.name] = text
+    if silent:
+        logger.info("%d leases look dead; watching them for %.0f s", len(silent), LEASE_S / 2)
+        time.sleep(LEASE_S / 2)
+        held |= {name: text for name, text in silent.items() if store.get_document(name) != text}
+    return {name.removeprefix("leases/"): text for name, text in held.items()}
 
 
 def holder(text: str | None) -> str:

@@ -1,13 +1,12 @@
 """A store in a local folder.
 
 Layout: `objects/<first two hex digits>/<sha256>`, `documents/<key>.json`, `work/<key>/`, and `layout.json` with the
-layout's version.
+layout's version (`steps/store/layout.py`).
 """
 
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -20,8 +19,8 @@ from typing import BinaryIO
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, DiskFullError, StoreError
 from steps.store.base import Entry, Mirror, by_work_key, object_name
+from steps.store.layout import check_layout, mark_new
 
-LAYOUT_VERSION = 1
 _CHUNK = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -47,11 +46,11 @@ class HashingWriter:
 class LocalStore:
     """See `steps.store.base.Store`."""
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, any_layout: bool = False) -> None:
         """Open or create the store. Raises StoreError for a layout this version cannot read.
 
         `durable = False` leaves out the flush to disk: for a cache, whose objects are verified at every read and can
-        be fetched again.
+        be fetched again. `any_layout` is for a migration: the layout is neither checked nor marked.
         """
         self.folder = root.resolve()
         self._durable = durable
@@ -60,7 +59,9 @@ class LocalStore:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the store in {self.folder}: {error.strerror}") from error
-        self._check_layout()
+        if not any_layout:
+            mark_new(self)
+            check_layout(self)
 
     @property
     def root(self) -> str:
@@ -74,6 +75,14 @@ class LocalStore:
                 raise StoreError(f"the store {self.folder} is read-only: cannot write to {folder}")
         with self._partial() as partial:
             partial.write_bytes(b"probe")
+
+    def read_layout(self) -> str | None:
+        """See Store."""
+        return _read(self.folder / "layout.json")
+
+    def swap_layout(self, old: str | None, new: str) -> bool:
+        """See Store."""
+        return self._swap(self.folder / "layout.json", old, new)
 
     def put_file(self, path: Path) -> ObjectRef:
         """See Store."""
@@ -151,26 +160,15 @@ class LocalStore:
 
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
-        path = self._document(key)
-        with self._partial() as partial:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+        self._write(self._document(key), text)
 
     def get_document(self, key: str) -> str | None:
         """See Store."""
-        try:
-            return self._document(key).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        return _read(self._document(key))
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
         """See Store. The swap happens under a file lock, which also holds on NFS 4."""
-        with self._locked("documents"):
-            if self.get_document(key) != old:
-                return False
-            self.put_document(key, new)
-            return True
+        return self._swap(self._document(key), old, new)
 
     def list_documents(self, prefix: str) -> list[str]:
         """See Store."""
@@ -227,6 +225,19 @@ class LocalStore:
         """See Store: the work folder and the store share a disk."""
         return None
 
+    def _write(self, path: Path, text: str) -> None:
+        with self._partial() as partial:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+
+    def _swap(self, path: Path, old: str | None, new: str) -> bool:
+        with self._locked("documents"):
+            if _read(path) != old:
+                return False
+            self._write(path, new)
+            return True
+
     def _object(self, sha256: str) -> Path:
         return self.folder / object_name(sha256)
 
@@ -275,20 +286,13 @@ class LocalStore:
             )
         return StoreError(f"cannot write to the store {self.folder}: {error}")
 
-    def _check_layout(self) -> None:
-        path = self.folder / "layout.json"
-        if not path.exists():
-            with self._partial() as partial:
-                partial.write_text(json.dumps({"version": LAYOUT_VERSION}))
-                partial.replace(path)
-        check_layout(path.read_text(encoding="utf-8"), self.root)
 
-
-def check_layout(text: str, root: str) -> None:
-    """Refuse a store whose layout this version cannot read."""
-    found = json.loads(text).get("version")
-    if found != LAYOUT_VERSION:
-        raise StoreError(f"the store {root} has layout version {found}, this program reads {LAYOUT_VERSION}")
+def _read(path: Path) -> str | None:
+    """A file's text, or None when there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _entry(name: str, path: Path) -> Iterator[Entry]:

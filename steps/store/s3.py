@@ -20,7 +20,8 @@ from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, StoreError
 from steps.store.base import Entry, Mirror, by_work_key, object_name
-from steps.store.local import LAYOUT_VERSION, LocalStore, check_layout
+from steps.store.layout import check_layout, mark_new
+from steps.store.local import LocalStore
 from steps.store.s3_bucket import Bucket, age_s
 from steps.store.s3_client import code_of, is_absent
 
@@ -28,16 +29,20 @@ logger = logging.getLogger(__name__)
 _FRESH_S = (
     1800.0  # an object that is stored again is written again when it is older, so that nobody collects it
 )
+_LAYOUT = "layout.json"
 _REMOVAL_S = 60.0  # an announced removal takes two requests; after so long its collector is dead
 
 
 class S3Store:
     """See `steps.store.base.Store`."""
 
-    def __init__(self, config: StoreConfig, local: Path) -> None:
-        """`local` is the folder for cache and scratch files. No request is made before the store is used."""
+    def __init__(self, config: StoreConfig, local: Path, *, any_layout: bool = False) -> None:
+        """`local` is the folder for cache and scratch files. No request is made before the store is used.
+
+        `any_layout` is for a migration: the layout of the cache is neither checked nor marked.
+        """
         self.bucket = Bucket(config)
-        self.local = LocalStore(local, durable=False)
+        self.local = LocalStore(local, durable=False, any_layout=any_layout)
 
     @property
     def root(self) -> str:
@@ -48,12 +53,22 @@ class S3Store:
         """See Store: bucket, layout, and the rights to write, read, list and remove."""
         self.local.check()
         self.bucket.require()
-        self._check_layout()
+        mark_new(self)
+        check_layout(self)
         key = f"probes/{uuid.uuid4().hex}"
         self.put_document(key, '{"probe": true}')
         if self.get_document(key) is None or self.list_documents(key) != [key]:
             raise StoreError(f"{self.root} does not show what was just written to it; it cannot hold a store")
         self.delete_document(key)
+
+    def read_layout(self) -> str | None:
+        """See Store."""
+        found = self.bucket.read(_LAYOUT)
+        return found[0] if found else None
+
+    def swap_layout(self, old: str | None, new: str) -> bool:
+        """See Store and `swap_document`."""
+        return self._swap(_LAYOUT, old, new)
 
     def put_file(self, path: Path) -> ObjectRef:
         """See Store. The file must not be changed afterwards; where the disk allows, the cache shares its bytes."""
@@ -101,21 +116,27 @@ class S3Store:
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
         """See Store. On a server without conditional writes two that swap at once can both get True."""
-        found = self.bucket.read(_document(key))
+        return self._swap(_document(key), old, new)
+
+    def _swap(self, name: str, old: str | None, new: str) -> bool:
+        found = self.bucket.read(name)
         if (found[0] if found else None) != old:
             return False
-        if not self.has_conditional_writes:
-            self.put_document(key, new)
-            return self.get_document(key) == new
-        condition = {"IfMatch": found[1]} if found else {"IfNoneMatch": "*"}
+        condition: dict[str, str] = {}
+        if self.has_conditional_writes:
+            condition = {"IfMatch": found[1]} if found else {"IfNoneMatch": "*"}
         try:
-            self.bucket.write(_document(key), new, **condition)
+            self.bucket.write(name, new, **condition)
         except botocore.exceptions.ClientError as error:
             if code_of(error) != "PreconditionFailed" and not is_absent(error):
                 raise
-            # Perhaps a first try of ours came through and only its answer was lost.
-            return self.get_document(key) == new
-        return True
+        else:
+            if condition:
+                return True
+        # Without conditions the last of several wins; with them, perhaps a first try of ours came through and only its
+        # answer was lost.
+        found = self.bucket.read(name)
+        return found is not None and found[0] == new
 
     @cached_property
     def has_conditional_writes(self) -> bool:
@@ -223,13 +244,6 @@ class S3Store:
                 self.bucket.remove(_removal(sha256))
                 return
             time.sleep(0.2)
-
-    def _check_layout(self) -> None:
-        found = self.bucket.read("layout.json")
-        if found is None:
-            self.bucket.write("layout.json", f'{{"version": {LAYOUT_VERSION}}}')
-        else:
-            check_layout(found[0], self.root)
 
 
 class S3Mirror:

@@ -123,9 +123,8 @@ def test_a_lease_that_looks_dead_is_watched_before_it_counts_as_dead(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a jump of the clock: every document looks old, and the holder lives."""
-    monkeypatch.setattr(module, "_SILENT_S", -60.0)
-    monkeypatch.setattr(module, "LEASE_S", 2.0)
-    monkeypatch.setattr(leases, "LEASE_S", 1.0)
+    monkeypatch.setattr(leases, "_SILENT_S", -60.0)
+    monkeypatch.setattr(leases, "LEASE_S", 2.0)
     with lease(store, "stages/b/123"):
         chunk = store.put_bytes(b"first chunk of many")
         Collector(store, NOW).remove()

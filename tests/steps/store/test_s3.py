@@ -315,9 +315,10 @@ def test_password_in_the_endpoint_is_refused_and_not_repeated() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_the_configuration_selects_the_store(tmp_path: Path) -> None:
+def test_the_configuration_selects_the_store(make_s3: MakeS3, tmp_path: Path) -> None:
     assert isinstance(open_store(StoreConfig(root="a/b"), tmp_path), LocalStore)
-    store = open_store(StoreConfig(root="s3://bucket/prefix", local="c"), tmp_path)
+    root = make_s3().root  # also sets the credentials: opening looks at the layout
+    store = open_store(StoreConfig(root=root, local="c"), tmp_path)
     assert isinstance(store, S3Store)
-    assert store.root == "s3://bucket/prefix"
+    assert store.root == root
     assert store.work_folder("x").is_relative_to(tmp_path / "c")

@@ -12,5 +12,5 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise DiskFullError(
             f"{what} needs about {needed / (1 << 20):.1f} MiB in {folder}, {free / (1 << 20):.1f} MiB are free; "
-            "free some and resume"
+            "free some or use another disk, and try again"
         )
