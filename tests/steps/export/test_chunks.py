@@ -74,14 +74,14 @@ def test_coremltools_still_orders_what_passes_by_memory_addresses() -> None:
     assert "boundary_vars = set()" in source  # when this fails, as_computed in chunks can go
 
 
-def cut(folder: Path) -> dict[str, bytes]:
+def cut(folder: Path, target: str = "iOS17") -> dict[str, bytes]:
     """Converts and cuts a UNet whose weights are the same every time; the chunks' files."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folder.mkdir()
     contract, package = CONTRACTS["unet"], folder / "unet.mlpackage"
     unet = UNetForExport(export_base().unet, None)
-    export("unet", unet, contract, package, target="iOS17", attribution="", version="0")
+    export("unet", unet, contract, package, target=target, attribution="", version="0")
     return files(split_package("unet", package, contract, folder))
 
 
@@ -110,6 +110,19 @@ def test_equal_weights_are_equal_chunks_in_another_process(tmp_path: Path) -> No
     assert len(here) == 6
     for folder in (tmp_path / "one", tmp_path / "two"):
         assert files(folder / name for name in chunk_names("unet")) == here
+
+
+@pytest.mark.slow
+def test_chunks_for_ios18_compute_what_the_whole_does(tmp_path: Path) -> None:
+    cut(tmp_path / "cut", "iOS18")
+    paths = [tmp_path / "cut" / name for name in chunk_names("unet")]
+    assert [opset(path) for path in paths] == ["CoreML8"] * 2
+    whole, chunks = (load_packages("unet", p) for p in ([tmp_path / "cut/unet.mlpackage"], paths))
+    assert chunks.operations["scaled_dot_product_attention"] == 8  # one operation since iOS18
+    given = {name: torch.randn(shape) for name, shape in whole.inputs.items()}
+    given["timestep"] = torch.full((2,), 499.0)
+    expected, found = (p.run(given, rounded=True)["noise_pred"] for p in (whole, chunks))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def draw_with_chunks(folder: Path, unet: ComponentReport, where: Any) -> None:
