@@ -37,7 +37,7 @@ def split_package(component: Component, package: Path, contract: Contract, folde
     paths = tuple(folder / name for name in chunk_names(package.name))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
-            with known_warnings(), _target_kept():
+            with known_warnings(), _corrected_cut():
                 # Its own comparison of outputs runs the models, which needs a Mac; the program check takes its place.
                 ct.models.utils.bisect_model(str(package), scratch, check_output_correctness=False)
         except (ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError) as error:
@@ -52,25 +52,30 @@ def split_package(component: Component, package: Path, contract: Contract, folde
 
 
 @contextmanager
-def _target_kept() -> Iterator[None]:
-    """Within, the second chunk stays at the package's own deployment target.
+def _corrected_cut() -> Iterator[None]:
+    """Within, coremltools 9.0 cuts without two faults; a test fails when a correction is no longer needed.
 
-    coremltools 9.0 sets it to iOS16, which lacks what iOS17 programs are made of, such as uint16 indices; a test fails
-    when this is no longer needed.
+    It moves the second chunk to iOS16, which lacks what iOS17 programs are made of, such as uint16 indices. And it keeps
+    what passes from chunk to chunk in a set ordered by memory addresses: two cuts of one package gave unequal files.
     """
-    original = utils._make_second_chunk_prog
+    second_chunk, passing = utils._make_second_chunk_prog, utils._get_first_chunk_outputs
 
-    def second_chunk(program: Any, operation: int) -> Any:
+    def at_its_target(program: Any, operation: int) -> Any:
         target = program.functions["main"].opset_version
-        chunk = original(program, operation)
+        chunk = second_chunk(program, operation)
         chunk.functions["main"].opset_version = target
         return chunk
 
-    utils._make_second_chunk_prog = second_chunk
+    def as_computed(block: Any, operation: int) -> list[Any]:
+        found = set(passing(block, operation))
+        made = (var for op in block.operations[: operation + 1] for var in op.outputs)
+        return [var for var in made if var in found]
+
+    utils._make_second_chunk_prog, utils._get_first_chunk_outputs = at_its_target, as_computed
     try:
         yield
     finally:
-        utils._make_second_chunk_prog = original
+        utils._make_second_chunk_prog, utils._get_first_chunk_outputs = second_chunk, passing
 
 
 def check_chunks(component: Component, specs: list[Any], contract: Contract) -> None:

@@ -1,5 +1,6 @@
 """From a base to a kit, through a made-up device, to a latency table."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from coremltools.converters.mil.mil import types
 
 from artifacts_schema.config import CoremlExportConfig, LatencyProfileConfig
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
-from steps import latency_profile
+from steps import latency_kit, latency_profile
 from steps.errors import ExportError, LatencyTableError
 from steps.export.interpreter import Program
 from steps.latency import measure_on_mac as script
 from steps.latency.device import device_table
+from steps.latency.parts import unet_parts
 from steps.latency_kit import export_blocks
 from steps.models import BaseModel
 from tests.steps.export.factories import export_base
@@ -79,7 +81,9 @@ def test_equal_blocks_share_a_package(kit: LatencyKit, folder: Path) -> None:
     assert len(kit.models) < len(kit.parts) + 1
 
 
-@pytest.mark.parametrize("name", ["down.0.resnets.0", "down.0.attentions.0", "conv_out", "time_embedding"])
+@pytest.mark.parametrize(
+    "name", ["down.0.resnets.0", "down.0.attentions.0", "conv_in", "conv_out", "time_embedding"]
+)
 def test_package_computes_what_the_block_does(
     name: str, base: BaseModel, kit: LatencyKit, folder: Path
 ) -> None:
@@ -96,11 +100,34 @@ def test_package_computes_what_the_block_does(
             "down.0.attentions.0": lambda: unet.down_blocks[0].attentions[0](
                 values[0], encoder_hidden_states=values[1], return_dict=False
             )[0],
+            "conv_in": lambda: unet.conv_in(values[0]),
             "conv_out": lambda: unet.conv_out(unet.conv_act(unet.conv_norm_out(values[0]))),
             "time_embedding": lambda: unet.time_embedding(unet.time_proj(values[0])),
         }[name]()
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
     assert {var.dtype for var in program.block.inputs.values()} == {types.fp16}
+
+
+def test_split_einsum_attention_computes_what_the_block_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, base = "down.0.attentions.0", export_base()
+    original = copy.deepcopy(base.unet.down_blocks[0].attentions[0])
+    only = [part for part in unet_parts(base.unet) if part.id == name]
+    monkeypatch.setattr(latency_kit, "unet_parts", lambda _: only)
+    monkeypatch.setattr(latency_kit, "_whole_models", lambda *_: {})
+    kit = export_blocks(base, tmp_path / "kit", CoremlExportConfig(attention="split_einsum"))
+    assert kit.attention == "split_einsum"
+    program = Program.load(name, tmp_path / "kit" / kit.models[kit.parts[name].model].package)
+    assert (
+        program.operations["einsum"] == 8
+    )  # two a head, two heads, the block's own positions and the text's
+    given = {n: torch.randn(s) for n, s in program.inputs.items()}
+    (found,) = program.run(given, rounded=False).values()
+    x, text = given.values()
+    with torch.no_grad():
+        (expected,) = original(x, encoder_hidden_states=text, return_dict=False)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
 
 
 def test_device_table_has_the_dispatch_taken_off(measured: Path, base: BaseModel, tmp_path: Path) -> None:
