@@ -49,10 +49,8 @@ def _parity(components: Sequence[ComponentReport]) -> list[Block]:
             f"{item.component}, {item.parity.quantity}",
             point.place,
             str(point.inputs),
-            f"{point.exact_db:.1f}",
-            f"{point.weights_db:.1f}",
-            f"{point.rounded_db:.1f}",
-            f"{point.torch_rounded_db:.1f}",
+            f"{point.exact_db:.1f} / {point.weights_db:.1f}",
+            f"{point.rounded_db:.1f} / {point.torch_rounded_db:.1f}",
             f"{point.output_exact_db:.1f} / {point.output_rounded_db:.1f}",
         )
         for item in components
@@ -60,8 +58,8 @@ def _parity(components: Sequence[ComponentReport]) -> list[Block]:
         for point in item.parity.points
     )
     headers = (
-        "dB against torch in float32", "at", "n", "program", "torch, float16 weights", "program, float16 results",
-        "torch, float16 results", "component's own output, program without / with float16 results",
+        "dB against torch in float32", "at", "n", "float16 weights: program / torch",
+        "and float16 results: program / torch", "program's own output: float16 weights / and results",
     )  # fmt: skip
     return [Table(headers, rows)] if rows else []
 

@@ -24,6 +24,17 @@ from steps.store.base import Store
 
 _COLUMNS = 8
 _MIB = 1 << 20
+# What trainings measure of themselves, for people.
+_IN_WORDS = {
+    "teacher_mse_start": "mean square to the teacher {:.3g} before",
+    "teacher_mse": "{:.3g} after",
+    "parameter_ratio": "{:.1f} times fewer parameters",
+    "mac_ratio": "{:.1f} times fewer MAC",
+    "psnr_start_db": "teacher's pictures to {:.1f} dB before",
+    "psnr_db": "{:.1f} dB after",
+    "held_out": "on {:.0f} held out",
+    "psnr_real_db": "real ones to {:.1f} dB",
+}
 
 
 @dataclass(frozen=True)
@@ -314,7 +325,13 @@ def _interval(value: Interval, *, percent: bool = False, signed: bool = False) -
 
 
 def _metrics(record: TrainingRecord) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items()) or "-"
+    """A training's own numbers in words; one without words under its name. The table on top has the decoders' sizes."""
+    shown = (
+        _IN_WORDS.get(name, f"{name} {{:.4g}}").format(value)
+        for name, value in record.metrics.items()
+        if not name.startswith(("parameters_", "macs_"))
+    )
+    return ", ".join(shown) or "-"
 
 
 def _clock(record: Record) -> str:

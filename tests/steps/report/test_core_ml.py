@@ -21,7 +21,8 @@ def test_every_place_is_a_row_and_the_pictures_are_shown(tmp_path: Path) -> None
     blocks = core_ml([component], drawing, store)
     tables = [block for block in blocks if isinstance(block, Table)]
     assert [row[1] for row in tables[1].rows] == ["t = 999", "t = 499", "t = 124"]
-    assert tables[1].rows[0][5] == f"{component.parity.points[0].rounded_db:.1f}"
+    first = component.parity.points[0]
+    assert tables[1].rows[0][4] == f"{first.rounded_db:.1f} / {first.torch_rounded_db:.1f}"
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
     (pictures,) = (block for block in blocks if isinstance(block, PictureRows))
     assert pictures.rows[0][1] == b"png" and drawing.captions[0] in pictures.caption
