@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,10 +32,11 @@ class Metric:
 
 def result(metrics: Sequence[Metric], *, module: str, seed: int) -> dict[str, object]:
     """The document of one benchmark run. `module` is what `python -m` was given."""
+    cores = len(os.sched_getaffinity(0))
     return {
         "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "commit": _commit(),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}",
+        "machine": f"{_processor()}, {cores} cores, {platform.system()}; one thread: {_speed():.0f} GFLOP/s",
         "date": datetime.now(UTC).date().isoformat(),
         "seed": seed,
         "metrics": [asdict(metric) for metric in metrics],
@@ -61,6 +64,24 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}+changes" if changes else commit
+
+
+def _speed() -> float:
+    """Float32 matrix product on one thread, GFLOP/s, median of nine.
+
+    The same kind of rented machine was twice as slow on one day as on another; times are compared with this beside them.
+    """
+    import torch
+
+    side, threads, seconds = 1024, torch.get_num_threads(), []
+    matrix = torch.ones(side, side)
+    torch.set_num_threads(1)
+    for _ in range(9):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return 2e-9 * side**3 / statistics.median(seconds)
 
 
 def _processor() -> str:
