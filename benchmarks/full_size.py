@@ -137,8 +137,9 @@ def _own_process(folder: Path, task: str) -> tuple[float, float]:
     started = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.full_size", *sys.argv[1:], "--folder", str(folder)]
     subprocess.run([*command, "--task", task], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - started
-    return seconds, float((folder / "peak").read_text())
+    seconds, peak = time.monotonic() - started, float((folder / "peak").read_text())
+    print(f"{task}: {seconds:.0f} s, {peak:.1f} GiB", file=sys.stderr, flush=True)
+    return seconds, peak
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Metric]:
