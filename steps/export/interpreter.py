@@ -88,11 +88,14 @@ class Program:
             if _is_constant(op):
                 values[op.outputs[0].name] = self._constant(op)
                 continue
-            for executed in self._one(op, values):
-                values[executed.name] = _stored(executed, rounded)
-                yield executed
+            results = self._one(op, values)
             for name in self._last_use.get(position, ()):
                 values.pop(name, None)
+            while results:
+                executed = results.pop(0)
+                values[executed.name] = _stored(executed, rounded)
+                yield executed
+                del executed  # before the next operation: at full size an attention's products are a gigabyte
 
     def _constant(self, op: Any) -> Any:
         """The value of a constant, from the last run where the program is small enough to keep them all."""
@@ -187,6 +190,7 @@ class ChunkedProgram:
                 if executed.name in chunk.outputs:
                     known[executed.name] = _stored(executed, rounded)
                 yield executed
+                del executed
 
 
 def load_packages(component: str, packages: Sequence[Path]) -> Program | ChunkedProgram:

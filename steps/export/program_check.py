@@ -26,6 +26,7 @@ _FLOAT16_OVERFLOW = 65520.0  # the smallest number that rounds to infinity
 _JUMP = 10.0  # times the largest error among an operation's inputs
 _VISIBLE = 0.01  # relative errors below are no jump, whatever they started from
 _EXPLAINED_DB = 1.0  # so close is the exact run to torch with rounded weights where these explain it
+_PIECE = 1 << 24  # numbers; the difference of two large results is taken in pieces of this size
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,14 @@ class _Comparison:
         """The output of the exact and of the rounded run, every result of both seen by `watch`."""
         self.watch.start(sample.place)
         found: tuple[Tensor, Tensor] | None = None
-        both = zip(
-            self.program.execute(sample.inputs, rounded=False),
-            self.program.execute(sample.inputs, rounded=True),
-            strict=True,
-        )
-        for exact, rounded in both:
+        exact_run = self.program.execute(sample.inputs, rounded=False)
+        rounded_run = self.program.execute(sample.inputs, rounded=True)
+        for exact in exact_run:
+            rounded = next(rounded_run)
             self.watch.see(exact, rounded)
             if exact.name == self.output:
                 found = (exact.value, rounded.value)
+            del exact, rounded  # before the next operation, see `Program.execute`
         if found is None:
             raise ExportError(f"{self.watch.component}: no operation of the program gives {self.output}")
         return found
@@ -245,7 +245,7 @@ class _Watch:
         """Raises ExportError at the first result that is not finite."""
         if not exact.value.is_floating_point() or not exact.value.numel():
             return
-        sizes = float(exact.value.abs().amax()), float(rounded.value.abs().amax())  # NaN stays NaN
+        sizes = _largest(exact.value), _largest(rounded.value)
         self._check_finite(exact, *sizes)
         if exact.half and sizes[0] > self.largest:
             self.largest, self.largest_operation = sizes[0], f"{exact.operation} {exact.name}"
@@ -279,9 +279,16 @@ def _worst(points: list[ParityPoint]) -> ParityPoint:
     return ParityPoint(place=points[0].place, inputs=len(points), **lowest)
 
 
+def _largest(value: Tensor) -> float:
+    """Of the absolute values, without a copy of them; NaN when there is one."""
+    low, high = torch.aminmax(value)
+    return max(-float(low), float(high))
+
+
 def _relative_error(exact: Tensor, rounded: Tensor) -> float:
     size = float(torch.linalg.vector_norm(exact))
-    return float(torch.linalg.vector_norm(exact - rounded)) / size if size else 0.0
+    pieces = zip(exact.reshape(-1).split(_PIECE), rounded.reshape(-1).split(_PIECE), strict=True)
+    return math.hypot(*(float(torch.linalg.vector_norm(a - b)) for a, b in pieces)) / size if size else 0.0
 
 
 def _refuse(
