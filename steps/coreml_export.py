@@ -1,5 +1,6 @@
 """`coreml_export`: one component of the finished model as an .mlpackage that Apple's runtime can use."""
 
+import gc
 import resource
 import shutil
 import tempfile
@@ -115,6 +116,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
             version=sha256[:12],
             velocity=velocity,
         )
+        gc.collect()  # the converter's programs refer to themselves in circles: three of SD 1.5's seven GB
         packages = split_package(component, path, contract, Path(folder)) if chunked else (path,)
         started = time.monotonic()
         samples, quantity = _samples(component, contract, base, pictures, config, velocity=velocity)
