@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
             version=sha256[:12],
             velocity=velocity,
         )
-        gc.collect()  # the converter's programs refer to themselves in circles: three of SD 1.5's seven GB
+        gc.collect()  # the converter leaves over a gigabyte at Stable Diffusion's size
         packages = split_package(component, path, contract, Path(folder)) if chunked else (path,)
         started = time.monotonic()
         samples, quantity = _samples(component, contract, base, pictures, config, velocity=velocity)
