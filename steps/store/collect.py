@@ -10,7 +10,6 @@ its report. Every run is kept unless --keep-last or --drop says otherwise. Never
 stages, and documents of a kind this program does not know.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -20,10 +19,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from artifacts_schema.config import StoreConfig
 from steps.errors import SnapFusionError
 from steps.store import Store, open_store
 from steps.store.cache import object_hashes
+from steps.store.command_line import store_config, store_parser
 from steps.store.layout import check_layout
 from steps.store.leases import lease, living
 
@@ -220,15 +219,7 @@ def describe(garbage: Garbage, *, removed: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steps.store.collect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    default = StoreConfig()
-    parser.add_argument("--store", default=default.root, help="store.root of the runs")
-    parser.add_argument("--local", default=default.local, help="store.local of the runs, with a store on S3")
-    parser.add_argument("--endpoint", default=None, help="store.endpoint of the runs, with a store on S3")
+    parser = store_parser("steps.store.collect", __doc__)
     parser.add_argument(
         "--keep-last", type=int, default=None, metavar="N", help="keep the N newest runs only"
     )
@@ -242,8 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.min_age_hours < 1.0 or (options.keep_last is not None and options.keep_last < 0):
         parser.error("--min-age-hours must be at least 1, --keep-last at least 0")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = StoreConfig(root=options.store, local=options.local, endpoint=options.endpoint)
+    config = store_config(options)
     try:
         if not config.root.startswith("s3:") and not Path(config.root).is_dir():
             parser.error(f"there is no store in {config.root}")

@@ -9,15 +9,13 @@ command is run again; until then the store is refused by everything else. With a
 (--local) is migrated after it.
 """
 
-import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from artifacts_schema.config import StoreConfig
 from steps.errors import SnapFusionError, StoreError
 from steps.store import LocalStore, Store, layout, open_store
+from steps.store.command_line import store_config, store_parser
 from steps.store.layout import Marker
 from steps.store.leases import LEASE_S, holder, lease, living
 
@@ -117,19 +115,10 @@ def _refuse_runs_that_came(store: Store, before: Marker, marker: Marker) -> None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m steps.store.migrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    default = StoreConfig()
-    parser.add_argument("--store", default=default.root, help="store.root of the runs")
-    parser.add_argument("--local", default=default.local, help="store.local of the runs, with a store on S3")
-    parser.add_argument("--endpoint", default=None, help="store.endpoint of the runs, with a store on S3")
+    parser = store_parser("steps.store.migrate", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = StoreConfig(root=options.store, local=options.local, endpoint=options.endpoint)
+    config = store_config(options)
     remote = config.root.startswith("s3:")
     if not remote and not (Path(config.root) / "layout.json").is_file():
         parser.error(f"there is no store in {config.root}")
