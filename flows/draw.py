@@ -17,18 +17,16 @@ prepare_paths()
 
 import argparse
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.report import RunReport
 from steps.drawing import MODELS, DrawRequest, draw
 from steps.errors import SnapFusionError
 from steps.store import Store, open_store
+from steps.store.command_line import store_config, store_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = store_parser("flows.draw", __doc__)
     parser.add_argument("prompt")
     parser.add_argument("--run", help="run id; default: the newest run with a report")
     parser.add_argument(
@@ -41,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
-    parser.add_argument("--store", default=StoreConfig().root, help="the run's store.root")
     return parser
 
 
@@ -65,7 +62,7 @@ def main() -> int:
     """Parse, draw, say where the picture is."""
     arguments = build_parser().parse_args()
     try:
-        store = open_store(StoreConfig(root=arguments.store), WORK_ROOT)
+        store = open_store(store_config(arguments), WORK_ROOT)
         report = find_report(store, arguments.run)
         request = DrawRequest(
             prompt=arguments.prompt,

@@ -21,7 +21,7 @@ from artifacts_schema.bundle import (
     Scheme,
 )
 from artifacts_schema.compression import CompressionRecord, compressed_reports
-from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig, StoreConfig
 from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
@@ -39,6 +39,7 @@ from flows.runtime import (
 )
 from steps.errors import ConfigError
 from steps.store import get_bytes
+from steps.store.command_line import store_options
 
 
 @dataclass(frozen=True)
@@ -641,4 +642,5 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
-    print(f'draw     python -m flows.draw --run {folder.name} "a caption" --output picture.png\n')
+    where = store_options(StoreConfig.model_validate(result.config["store"]))
+    print(f'draw     python -m flows.draw{where} --run {folder.name} "a caption" --output picture.png\n')

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 
 from artifacts_schema.config import StoreConfig
@@ -21,7 +22,16 @@ def store_parser(module: str, description: str | None) -> argparse.ArgumentParse
     return parser
 
 
+def store_options(config: StoreConfig) -> str:
+    """The options that name this store to a command of `store_parser`, with a space before each; "" for the default."""
+    default = StoreConfig()
+    named = [("--store", config.root, default.root), ("--local", config.local, default.local)]
+    named.append(("--endpoint", config.endpoint or "", ""))
+    return "".join(f" {option} {shlex.quote(value)}" for option, value, usual in named if value != usual)
+
+
 def store_config(options: argparse.Namespace) -> StoreConfig:
     """The store that was named; log messages go to standard error from here on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # else it tells where it found keys and endpoint
     return StoreConfig(root=options.store, local=options.local, endpoint=options.endpoint)

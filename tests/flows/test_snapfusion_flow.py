@@ -4,6 +4,8 @@ import base64
 import gzip
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -12,10 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
+from infra.local.__main__ import environment
 from infra.local.seaweedfs import Server
 from tests.conftest import BUCKET
 
@@ -60,32 +61,33 @@ Interrupted = tuple[Path, subprocess.CompletedProcess[str], subprocess.Completed
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Interrupted]]:
-    """A run with its weights in a folder that fails once and is resumed, beside the one that finishes."""
+def interrupted(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> Iterator[Future[Interrupted]]:
+    """A run that fails once and is resumed, its weights and Metaflow's artifacts in one bucket; beside the other run."""
     folder = tmp_path_factory.mktemp("interrupted")
     short = '[coreml_export]\ncomponents = ["text_encoder"]\n'
     variants = 'variants = ["base_50", "base_8", "student_8", "student_8_small_decoder"]'
     config = folder / "short.toml"
-    config.write_text(SMOKE.read_text().replace(variants, 'variants = ["base_8"]') + short)
+    config.write_text(
+        SMOKE.read_text().replace(variants, 'variants = ["base_8"]')
+        + short
+        + f'\n[store]\nroot = "{S3_ROOT}"\n'
+    )
+    variables = environment(s3_server, BUCKET) | {"FAILED_ONCE": str(folder / "failed")}
 
     def both() -> Interrupted:
-        home, marker = folder / "home", str(folder / "failed")
-        broken = run(home, "--config", "config", str(config), "run", script=FAILING, FAILED_ONCE=marker)
-        return home, broken, run(home, "resume", script=FAILING, FAILED_ONCE=marker)
+        home = folder / "home"
+        broken = run(home, "--config", "config", str(config), "run", script=FAILING, **variables)
+        return home, broken, run(home, "resume", script=FAILING, **variables)
 
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(both)
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, s3_server: Server, interrupted: Future[Interrupted]
-) -> tuple[Path, str]:
-    """A run with its weights on S3; the other run of this file has them in a folder, and both must come out equal."""
+def finished(tmp_path_factory: pytest.TempPathFactory, interrupted: Future[Interrupted]) -> tuple[Path, str]:
+    """A run with everything in folders; the other run of this file has it on S3, and both must come out equal."""
     home = tmp_path_factory.mktemp("finished") / "home"
-    config = home.parent / "s3.toml"
-    config.write_text(SMOKE.read_text() + f'\n[store]\nroot = "{S3_ROOT}"\n')
-    result = run(home, "--config", "config", "s3.toml", "run", **s3_server.environment())
+    result = run(home, "--config", "config", str(SMOKE), "run")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     return home, result.stdout
 
@@ -133,42 +135,44 @@ def test_every_stage_is_in_the_report(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_can_be_drawn_from_the_finished_run(
-    finished: tuple[Path, str], tmp_path: Path, s3_server: Server
+@pytest.mark.parametrize("kind", ["folders", "s3"])
+def test_the_printed_command_draws_a_picture(
+    finished: tuple[Path, str], interrupted: Future[Interrupted], tmp_path: Path, s3_server: Server, kind: str
 ) -> None:
-    home, _ = finished
-    picture = str(tmp_path / "flag.png")
+    home, output = (
+        finished if kind == "folders" else (interrupted.result()[0], interrupted.result()[2].stdout)
+    )
+    printed = re.search(r"draw +python (-m flows\.draw .+)", output)
+    assert printed is not None
     result = subprocess.run(
-        [sys.executable, "-m", "flows.draw", "red flag", "--store", S3_ROOT, "--output", picture],
+        [sys.executable, *shlex.split(printed[1])],
         env=os.environ | s3_server.environment() | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "flag.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_no_key_is_left_anywhere(finished: tuple[Path, str], s3_server: Server) -> None:
-    """Neither in what was printed, nor in Metaflow's files, cards and reports, nor in the bucket."""
-    home, output = finished
+def test_no_key_is_left_anywhere(interrupted: Future[Interrupted], s3_server: Server) -> None:
+    """Neither in what was printed, nor on disk, nor in the bucket with its records, cards and artifacts."""
+    home, broken, resumed = interrupted.result()
     places = {
         str(path): path.read_bytes() for path in home.rglob("*") if path.is_file() and not path.is_symlink()
     }
-    places["printed"] = output.encode()
-    admin = s3_server.admin
-    client = boto3.client(
-        "s3", endpoint_url=s3_server.endpoint, region_name="us-east-1", aws_access_key_id=admin.access_key,
-        aws_secret_access_key=admin.secret_key, config=Config(s3={"addressing_style": "path"}),
-    )  # fmt: skip
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="flow/documents/"):
-        for item in page["Contents"]:
-            places[item["Key"]] = client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+    places["printed"] = "".join((broken.stdout, broken.stderr, resumed.stdout, resumed.stderr)).encode()
+    client = s3_server.client()
+    for prefix in ("flow/documents/", "metaflow/"):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
+            for item in page["Contents"]:
+                places[item["Key"]] = client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
     assert any("documents/reports" in place for place in places)
-    assert any("mf.cards" in place or "card" in place for place in places)
-    secret = admin.secret_key.encode()
+    assert any("mf.cards" in place for place in places)
+    secret = s3_server.admin.secret_key.encode()
     # A card holds its content as base64: the secret looks different at each of three offsets.
     forms = [secret, *(base64.b64encode(b"x" * skip + secret)[4 * (skip > 0) + 4 : -8] for skip in range(3))]
     found = [
