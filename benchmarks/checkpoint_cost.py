@@ -9,7 +9,7 @@ the same cores. The interval is the default of the configuration.
     python -m benchmarks.checkpoint_cost --direct --json benchmarks/results/checkpoint_cost.json
 
 takes the processor seconds of single checkpoints instead, this process's threads together, and divides by the interval.
-That is what a busy machine can say: it leaves out waiting for the disk and the server's own share.
+It leaves out waiting for the disk and the server's own share, and is what a busy machine can say.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def loss(model: nn.Module, _: Batch) -> dict[str, Tensor]:
 
 
 def timed(options: argparse.Namespace, store: S3Store, key: str, interval_s: float) -> float:
-    """Seconds of one training; the end includes its last checkpoint, which every training writes."""
+    """Seconds of one training, until what it wrote is sent, too."""
     model = Busy(options.parameters, options.products)
     checkpoints = CheckpointFolder(store.work_folder(key) / "checkpoints", store.mirror(key))
     started = time.monotonic()

@@ -26,7 +26,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on: tensors by name and JSON-able state."""
+    """What a training needs to go on: tensors by name, in the computer's own memory, and JSON-able state."""
 
     iteration: int
     tensors: dict[str, Tensor]
@@ -41,9 +41,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial / TENSORS
-        )
+        save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, partial / TENSORS)
         digest = _sha256(partial / TENSORS)
         head = {"iteration": checkpoint.iteration, "sha256": digest}
         (partial / STATE).write_text(json.dumps({**head, "state": checkpoint.state}))
@@ -51,6 +49,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             _sync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
+        _sync(folder)  # before the older ones go
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if _error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -61,6 +60,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in checkpoint_folders(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what was left by processes that were killed while they wrote. Only for the one who may write there."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -93,5 +98,8 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

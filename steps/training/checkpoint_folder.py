@@ -23,6 +23,7 @@ from steps.training.checkpoint import (
     Checkpoint,
     checkpoint_folders,
     read_checkpoint,
+    remove_partial,
     save_checkpoint,
 )
 
@@ -45,6 +46,7 @@ class CheckpointFolder:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "CheckpointFolder":
+        remove_partial(self.folder)
         return self
 
     def __exit__(self, *_: object) -> None:

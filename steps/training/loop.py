@@ -177,7 +177,7 @@ class _Training:
                 metrics |= self.log_interval(on_interval)
             progress.update(self.iteration, **metrics)
             due = time.monotonic() - saved_at >= wait_s
-            if stop.is_set() or (due and self.iteration < self.training.iterations):
+            if stop.is_set() or due:
                 started = time.monotonic()
                 self.save()
                 saved_at = time.monotonic()
@@ -260,8 +260,8 @@ class _Training:
             "pending": self.pending,
             "seed": self.seed,
         }
-        # Tied parameters share storage, which safetensors refuses: every entry gets its own copy.
-        own = {name: value.detach().clone() for name, value in tensors.items()}
+        # Tied parameters share storage, which safetensors refuses: every entry gets its own copy, none on the GPU.
+        own = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         self.checkpoints.save(Checkpoint(self.iteration, own, state))
 
     def restore(self) -> None:
@@ -287,8 +287,11 @@ class _Training:
         logger.info("continuing from iteration=%d in %s", self.iteration, self.folder)
 
     def finish(self) -> TrainingOutcome:
-        """Put the EMA weights into the model, keep a last checkpoint, and hand everything over."""
-        self.save()
+        """Put the EMA weights into the model and hand everything over.
+
+        There is no checkpoint of the end for its own sake: what has been done since the last one is less than an
+        interval's work, as at any other moment, and a short training should not pay for one.
+        """
         self.ema.copy_to(self.bare_model)
         self.bare_model.eval()
         speeds = self.speed.values

@@ -217,4 +217,4 @@ def test_the_interval_is_kept_with_a_mirror(tmp_path: Path) -> None:
     mirror.permit.release(10_000)
     config: TrainingConfig = CONFIG.model_copy(update={"checkpoint_interval_s": 1e6})
     train(model(), regression, training=config, samples=13, seed=5, folder=CheckpointFolder(tmp_path, mirror))
-    assert {name.partition("/")[0] for name in mirror.sent} == {"checkpoint-000000040"}
+    assert mirror.sent == []

@@ -128,6 +128,19 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / names[-1] / "state.json").read_text())["iteration"] == 40
 
 
+def test_a_training_shorter_than_the_interval_writes_no_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, CONFIG.model_copy(update={"checkpoint_interval_s": 1e6}))
+    assert checkpoint_folders(tmp_path) == []
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    for name in (".partial-000000007-12345", ".sending-checkpoint-000000003"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "tensors.safetensors").write_bytes(b"half")
+    run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-000000039", "checkpoint-000000040"}
+
+
 def test_ema_weights_are_returned_and_have_moved(tmp_path: Path) -> None:
     start = model().state_dict()
     outcome = run(tmp_path, CONFIG.model_copy(update={"iterations": 100, "ema_decay": 0.9999}))
