@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.kill_resume import Machine, write_config
+from benchmarks.machine import Machine, write_config
 from benchmarks.published import Metric, publish, result
 
 _STAGE = re.compile(r"\] (?P<stage>[a-z_0-9]+(?: [a-z_0-9]+)?): cache (?P<how>hit|miss)(?P<why>[^(]*)")

@@ -24,16 +24,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.published import ROOT, Metric, publish, result
+from benchmarks.machine import Machine, say, uninterrupted, write_config
+from benchmarks.published import Metric, publish, result
 from infra.local.seaweedfs import Server, serve
 
-FLOW = ROOT / "flows" / "snapfusion_flow.py"
 _LONGEST_S = 3600.0
 
 
@@ -43,42 +42,6 @@ class Kill:
 
     after_s: float
     victim: str
-
-
-class Machine:
-    """A place to run the flow: its folder, configuration and environment."""
-
-    def __init__(self, home: Path, config: Path, environment: dict[str, str]) -> None:
-        self.home, self.config = home, config
-        self.environment = os.environ | environment | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)}
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `run` or `resume`; output goes to a log beside the folder."""
-        options = ["--config", "config", str(self.config)] if arguments[0] == "run" else []
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, str(FLOW), *options, *arguments],
-                cwd=ROOT,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def log(self) -> Path:
-        """What the flow printed."""
-        return self.home.with_suffix(".log")
-
-    def can_resume(self) -> bool:
-        """True when a run has begun a step."""
-        return any((self.home / ".metaflow" / "SnapFusionFlow").glob("*/start"))
-
-    def result(self) -> dict[str, Any]:
-        """What must be equal, from the report of the newest run."""
-        reports = (self.home / ".snapfusion" / "runs").glob("*/report.json")
-        report = json.loads(max(reports, key=lambda path: path.stat().st_mtime).read_text())
-        return {name: report[name] for name in ("inputs", "headline", "comparisons", "evaluations")}
 
 
 def run_and_kill(
@@ -160,15 +123,6 @@ def killed_until_through(
             shutil.rmtree(machine.home)
 
 
-def write_config(path: Path, store: str | None) -> None:
-    """The smoke preset with a checkpoint after every iteration, and a store of its own if given."""
-    text = (ROOT / "configs" / "smoke.toml").read_text()
-    text = text.replace(
-        "iterations = 4\nbatch_size = 4\n", "iterations = 8\nbatch_size = 4\ncheckpoint_interval_s = 1e-3\n"
-    )
-    path.write_text(text + (f'\n[store]\nroot = "{store}"\n' if store else ""))
-
-
 @contextmanager
 def server_if(wanted: bool, folder: Path) -> Iterator[Server | None]:
     """An S3 server, when one is wanted."""
@@ -239,21 +193,8 @@ def campaign(options: argparse.Namespace, folder: Path) -> Tally:
 
 def measure_reference(tally: Tally, folder: Path) -> None:
     """Run once without interruption."""
-    home = folder / f"reference-{os.getpid()}"
-    write_config(home.with_suffix(".toml"), None)
-    reference = Machine(home, home.with_suffix(".toml"), {})
-    started = time.monotonic()
-    if reference.start("run").wait() != 0:
-        raise RuntimeError(f"the reference failed:\n{reference.log.read_text()[-3000:]}")
-    tally.seconds = time.monotonic() - started
-    tally.expected = reference.result()
+    tally.seconds, tally.expected = uninterrupted(folder / f"reference-{os.getpid()}")
     tally.keep()
-    say(f"reference: {tally.seconds:.0f} s")
-
-
-def say(text: str) -> None:
-    """One line of the campaign's log."""
-    print(f"{datetime.now(UTC):%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 def document(tally: Tally, options: argparse.Namespace) -> dict[str, object]:
