@@ -38,7 +38,7 @@ from flows.runtime import (
     unpack,
 )
 from steps.errors import ConfigError
-from steps.store import get_bytes
+from steps.store import get_bytes, local_folder
 from steps.store.command_line import store_options
 
 
@@ -77,11 +77,13 @@ def _identity(ref: Any) -> str:
 
 
 def start(config: SnapFusionConfig) -> RunPlan:
-    """Preflight and data."""
+    """Checks of every run, then preflight and data."""
     from steps.input_folders import input_identities
+    from steps.run_checks import check_run
 
     store = store_of(config)
     store.check()
+    check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
 
