@@ -34,7 +34,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     )
     return RunPlan(
         stage="start",
-        config={name: getattr(config, name).model_dump(mode="json") for name in ("base", "data")},
+        config={name: getattr(config, name).meaning() for name in ("base", "data")},
         seed=context.seed,
         base=put_folder(context.store, folder),
         base_identity=folder_identity(folder),

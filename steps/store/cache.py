@@ -6,8 +6,8 @@ stage adds (for latency_profile the machine). The finished record is a document 
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from artifacts_schema.base import Record, content_hash
@@ -28,23 +28,20 @@ class StageKey:
     stage: str
     version: int
     config: Mapping[str, Any]
-    inputs: Sequence[str]
+    inputs: Mapping[str, str]
     seed: int
     extra: Mapping[str, Any]
+    label: str = ""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything the key is made of, JSON-able."""
+        return asdict(self)
 
     @property
     def sha256(self) -> str:
         """The cache key."""
-        return content_hash(
-            {
-                "stage": self.stage,
-                "version": self.version,
-                "config": dict(self.config),
-                "inputs": list(self.inputs),
-                "seed": self.seed,
-                "extra": dict(self.extra),
-            }
-        )
+        return content_hash(self.parts)
 
     @property
     def document(self) -> str:
