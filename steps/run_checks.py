@@ -35,7 +35,7 @@ class BaseFacts:
 
 
 # `start` makes this base, so that there is nothing to look at before; its size is rounded up.
-MICRO_FACTS = BaseFacts(unet_parameters=200_000, train_timesteps=1000, has_safety_checker=False)
+MICRO_FACTS = BaseFacts(unet_parameters=250_000, train_timesteps=1000, has_safety_checker=False)
 
 
 def check_run(config: SnapFusionConfig, project_root: Path, local: Path) -> None:

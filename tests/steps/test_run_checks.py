@@ -24,7 +24,7 @@ def config(**sections: dict[str, object]) -> SnapFusionConfig:
 def test_facts_of_a_base_are_read_from_its_files(tmp_path: Path) -> None:
     facts = facts_of(ROOT / "assets/base")
     assert (facts.train_timesteps, facts.has_safety_checker) == (1000, False)
-    assert 4 * facts.unet_parameters == pytest.approx(
+    assert 2 * facts.unet_parameters == pytest.approx(  # stored in float16
         (ROOT / "assets/base/unet/diffusion_pytorch_model.safetensors").stat().st_size, rel=0.01
     )
     micro = facts_of(write_micro_base(tmp_path / "base"))
