@@ -146,7 +146,9 @@ class EvolutionAction(Frozen):
 
 
 class EvolutionRound(Frozen):
-    """One round: probe, act, go on training."""
+    """One round: probe, act, go on training. `curve` depends on the logging interval, which changes no result."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"curve"})
 
     index: int
     layout_before: tuple[StageBlocks, ...]

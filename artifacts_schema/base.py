@@ -6,7 +6,7 @@ run id), so that the same work done twice has the same identity and the stage ca
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any, ClassVar, Self
 
@@ -14,9 +14,32 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable model that refuses unknown keys."""
+    """Immutable model that refuses unknown keys.
+
+    Subclasses name in `volatile` the fields that say nothing about what was or will be made, such as wall time, the
+    interval of checkpoints or the place of a file: they are in no identity and in no cache key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    volatile: ClassVar[frozenset[str]] = frozenset()
+
+    def meaning(self, *, without: Collection[str] = ()) -> dict[str, Any]:
+        """JSON-able values of the fields that are not volatile, nor named in `without`; likewise at every depth."""
+        left_out = {*type(self).volatile, *without}
+        return {
+            name: meaning(getattr(self, name)) for name in type(self).model_fields if name not in left_out
+        }
+
+
+def meaning(value: Any) -> Any:
+    """JSON-able form of a value without the volatile fields of any model in it."""
+    if isinstance(value, Frozen):
+        return value.meaning()
+    if isinstance(value, Mapping):
+        return {key: meaning(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [meaning(item) for item in value]
+    return value
 
 
 def canonical_json(value: Any) -> str:
@@ -91,8 +114,8 @@ class Provenance(Frozen):
 class Record(Frozen):
     """Base of all records: what a stage leaves behind.
 
-    `parents` are identity hashes of the inputs, `config` is the stage's own configuration section. Subclasses set
-    `schema_name` and `schema_version`, and name in `volatile` the fields that do not belong to the identity.
+    `parents` are identity hashes of the inputs, `config` is the `meaning` of the stage's own configuration section.
+    Subclasses set `schema_name` and `schema_version`.
     """
 
     schema_name: ClassVar[str] = "snapfusion.record"
@@ -106,9 +129,8 @@ class Record(Frozen):
     provenance: Provenance | None = None
 
     def identity(self) -> str:
-        """SHA-256 over schema, version and every field that is not volatile."""
-        payload = self.model_dump(mode="json", exclude=set(self.volatile))
-        return content_hash({"schema": self.schema_name, "version": self.schema_version, **payload})
+        """SHA-256 over schema, version and meaning."""
+        return content_hash({"schema": self.schema_name, "version": self.schema_version, **self.meaning()})
 
     def to_json(self) -> str:
         """Readable JSON with `schema` and `version` first; `artifacts_schema.readers.read_record` reads it back."""

@@ -1,7 +1,7 @@
 """The configuration: one frozen section per stage, unknown keys refused with the nearest valid key.
 
 Each default carries its origin: "P" is the SnapFusion paper (arXiv 2306.00980v3), "ours" means the paper
-gives none.
+gives none. What a section names in `volatile` changes no result, so that it is in no cache key (artifacts_schema.base).
 """
 
 import difflib
@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -22,6 +22,8 @@ Count = Annotated[int, Field(ge=1)]
 
 class TrainingConfig(Frozen):
     """One training. The same section drives every stage that trains."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"checkpoint_interval_s", "log_interval"})
 
     iterations: Annotated[int, Field(ge=0)] = 100  # ours
     batch_size: Count = 32  # ours; P: 2,048
@@ -105,6 +107,8 @@ class DataConfig(Frozen):
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""
 
+    volatile: ClassVar[frozenset[str]] = frozenset({"table"})  # a place; what lies there counts
+
     backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = "torch-cpu"
     table: str | None = None  # measured elsewhere, of that backend: a table, or a device's latency.json
     batch_size: Count = 2  # a guided step evaluates both branches at once
@@ -167,6 +171,10 @@ class StepDistillationConfig(Frozen):
     )
     validation_guidance_scale: Positive = 3.0  # ours
 
+    def meaning_for(self, *, cfg_aware: bool) -> dict[str, Any]:
+        """What a distillation depends on: without the guided loss nothing of its guidance."""
+        return self.meaning(without=() if cfg_aware else {"cfg_probability", "cfg_range"})
+
     @model_validator(mode="after")
     def _check(self) -> "StepDistillationConfig":
         if self.intermediate_steps != 2 * self.final_steps:
@@ -195,7 +203,11 @@ class DecoderDistillationConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """`evaluation`."""
+    """`evaluation` and `real_pictures`. The evaluators count by what is in their folders, the steps by variant."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset(
+        {"signal_clip", "measure_clip", "variants", "base_steps", "grid_pictures"}
+    )
 
     signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
     measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
@@ -219,6 +231,8 @@ class EvaluationConfig(Frozen):
 class ProgramCheckConfig(Frozen):
     """What a saved package must reach beside its torch model, and on how much it is tried."""
 
+    volatile: ClassVar[frozenset[str]] = frozenset({"pictures", "min_image_psnr_db"})  # of the bundle
+
     captions: Count = 4  # of the validation split, with their latents, ours
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (999, 499, 124), min_length=1
@@ -231,7 +245,9 @@ class ProgramCheckConfig(Frozen):
 
 
 class CoremlExportConfig(Frozen):
-    """`coreml_export`."""
+    """`coreml_export`. What only the bundle has (guidance, pictures) is volatile here: its stages name it themselves."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"components", "guidance_scale"})
 
     minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
     attention: Literal["original", "split_einsum"] = "original"
@@ -242,6 +258,13 @@ class CoremlExportConfig(Frozen):
     ] = ("text_encoder", "unet", "vae_decoder")
     guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
     program_check: ProgramCheckConfig = ProgramCheckConfig()
+
+    def meaning_for(self, component: str) -> dict[str, Any]:
+        """What the export of one component depends on: some settings are of the UNet alone."""
+        if component == "unet":
+            return self.meaning()
+        check = self.program_check.meaning(without={"timesteps"})
+        return self.meaning(without={"attention", "batch_size", "chunked_unet"}) | {"program_check": check}
 
 
 class CoremlCompressionConfig(Frozen):

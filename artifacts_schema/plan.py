@@ -1,10 +1,13 @@
 """What `start` decides before anything expensive runs."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from artifacts_schema.base import Record
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.references import FolderRef
+
+InputName = Literal["base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip"]
+"""What a stage may read of a plan."""
 
 
 class RunPlan(Record):
@@ -28,3 +31,8 @@ class RunPlan(Record):
     store_root: str = ""
     output: str = ""
     estimates: dict[str, float] = {}
+
+    def identity_of(self, name: InputName) -> str:
+        """Identity of one of the run's inputs; empty for one that there is not."""
+        ref: FolderRef | PreparedDataRef | None = getattr(self, name)
+        return ref.identity() if ref is not None else ""

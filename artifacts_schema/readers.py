@@ -42,10 +42,27 @@ def _bundle_3(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
+def _without_grid(point: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in point.items() if name != "grid"}
+
+
+def _evaluation_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 held grids of its pictures, which the report now draws."""
+    points = [_without_grid(point) for point in payload["points"]]
+    return {**payload, "points": points, "real": _without_grid(payload["real"])}
+
+
+def _real_pictures_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """As `_evaluation_2`."""
+    return {**payload, "point": _without_grid(payload["point"])}
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
     ("snapfusion.bundle", 2): _bundle_3,
+    ("snapfusion.evaluation", 1): _evaluation_2,
+    ("snapfusion.real_pictures", 1): _real_pictures_2,
 }
 
 

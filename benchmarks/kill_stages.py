@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import (
     ArchitectureEvolutionConfig,
     LatencyProfileConfig,
@@ -39,11 +40,12 @@ TRAINING = TrainingConfig(
 
 
 def robust(folder: Path) -> str:
-    """Identity of the record: weights' hash, curve, configuration."""
+    """Hash of the record's identity (weights' hash, configuration) and its curve."""
     stage = context(folder, "robust_training")
     velocity = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
     config = RobustTrainingConfig(training=TRAINING, drop_probability=0.5)
-    return robust_training.run(tiny_base(), velocity, TinyData(), config, stage).identity()
+    record = robust_training.run(tiny_base(), velocity, TinyData(), config, stage)
+    return content_hash([record.identity(), list(record.curve)])
 
 
 def evolution(folder: Path) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 from metaflow import current
 from metaflow.cards import Markdown, ProgressBar
 
-from artifacts_schema.base import Provenance, Record, content_hash
+from artifacts_schema.base import Provenance, Record, content_hash, meaning
 from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
+from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.stage_versions import stage_version
@@ -105,34 +106,43 @@ class CardProgress:
 
 def run_stage(  # noqa: PLR0913 - the parts of a cache key
     stage: str,
-    work: Callable[[Any], Record],
+    work: Callable[[Any, Any], Record],
     *,
     config: SnapFusionConfig,
-    sections: Sequence[str],
-    inputs: Sequence[str],
+    settings: Mapping[str, Any],
+    plan: RunPlan | None = None,
+    reads: Sequence[InputName] = (),
+    inputs: Mapping[str, str] | None = None,
     label: str = "",
     extra: Mapping[str, Any] | None = None,
 ) -> CacheResult:
-    """The record of one stage, from the cache or by calling `work(context)`.
+    """The record of one stage, from the cache or by calling `work(context, inputs)`.
 
-    `sections` are the configuration sections the stage reads, `inputs` the identities of what it is given, `label`
-    distinguishes the tasks of one foreach. Prints the outcome and puts it on the task's card.
+    `settings` are what the stage reads of the configuration, by name: sections, of which volatile fields do not count,
+    or single values. `reads` names what it reads of the plan: `work` is given a StageInputs that has nothing else.
+    `inputs` are the identities of everything else it is given, `label` distinguishes the tasks of one foreach. Prints
+    the outcome and puts it on the task's card.
     """
     configure_logging()
     store = store_of(config)
     key = StageKey(
         stage=stage,
         version=stage_version(stage),
-        config={name: getattr(config, name).model_dump(mode="json") for name in sections} | {"label": label},
-        inputs=tuple(inputs),
+        config=meaning(settings),
+        inputs={name: plan.identity_of(name) for name in reads if plan} | dict(inputs or {}),
         seed=config.run.seed,
-        extra={"smoke": config.run.smoke, **(extra or {})},
+        extra=dict(extra or {}),
+        label=label,
     )
+
+    def given(context: Any) -> Record:
+        from steps.inputs import StageInputs
+
+        return work(context, StageInputs(plan, context, reads) if plan else None)
+
     # Before the cache is asked: whoever collects garbage sees from now on that this run refers to the stage.
     mark_use(store, str(current.run_id), key, origin=current.origin_run_id)
-    result = cached_stage(
-        store, key, lambda: _execute(stage, label, key, work, config, store), enabled=config.store.cache
-    )
+    result = cached_stage(store, key, lambda: _execute(key, given, config, store), enabled=config.store.cache)
     name = f"{stage} {label}".strip()
     print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
     current.card["progress"].append(
@@ -144,14 +154,7 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
     return result
 
 
-def _execute(
-    stage: str,
-    label: str,
-    key: StageKey,
-    work: Callable[[Any], Record],
-    config: SnapFusionConfig,
-    store: Store,
-) -> Record:
+def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:
     """Run the stage and add where, when and how it ran."""
     from steps.context import StageContext, configure_torch, quiet_libraries, select_device
     from steps.randomness import spawn
@@ -159,13 +162,13 @@ def _execute(
     quiet_libraries()
     threads = configure_torch(_compute(config))
     context = StageContext(
-        stage=stage,
+        stage=key.stage,
         store=store,
-        work=store.work_folder(f"{stage}/{key.sha256}"),
-        seed=spawn(config.run.seed, stage, label),
+        work=store.work_folder(f"{key.stage}/{key.sha256}"),
+        seed=spawn(config.run.seed, key.stage, key.label),
         device=select_device(config.compute),
         progress=CardProgress(),
-        mirror=store.mirror(f"{stage}/{key.sha256}"),
+        mirror=store.mirror(f"{key.stage}/{key.sha256}"),
         sigterm_grace_s=config.compute.sigterm_grace_s,
     )
     started = time.monotonic()

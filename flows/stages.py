@@ -1,7 +1,8 @@
 """What each step body calls: which inputs and configuration sections a stage depends on, and the stage's function.
 
-The identities given to `run_stage` are exactly what the stage reads, so that a changed value reruns exactly the stages
-downstream of it. Everything that imports torch is imported inside `work`, which only runs when the cache misses.
+The settings and identities given to `run_stage` are exactly what the stage reads, so that a changed value reruns exactly
+the stages downstream of it; of the plan a stage can read nothing else. Everything that imports torch is imported inside
+`work`, which only runs when the cache misses.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record, content_hash
 from artifacts_schema.bundle import (
+    REQUIRED_COMPONENTS,
     BundleDrawing,
     BundleManifest,
     Component,
@@ -25,6 +27,7 @@ from artifacts_schema.config import SnapFusionConfig, StoreConfig
 from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from flows.environment import PROJECT_ROOT, WORK_ROOT
@@ -38,7 +41,7 @@ from flows.runtime import (
     unpack,
 )
 from steps.errors import ConfigError
-from steps.store import get_bytes
+from steps.store import get_bytes, local_folder
 from steps.store.command_line import store_options
 
 
@@ -72,26 +75,32 @@ class Records:
         )
 
 
-def _identity(ref: Any) -> str:
+def _identity(ref: WeightsRef | None) -> str:
     return ref.identity() if ref is not None else ""
 
 
 def start(config: SnapFusionConfig) -> RunPlan:
-    """Preflight and data."""
+    """Checks of every run, then preflight and data."""
     from steps.input_folders import input_identities
+    from steps.run_checks import check_run
 
     store = store_of(config)
     store.check()
+    check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
 
-    def work(context: Any) -> Record:
+    def work(context: Any, _: None) -> Record:
         from steps.preflight import run
 
         return run(config, context, PROJECT_ROOT)
 
     plan: RunPlan = run_stage(
-        "start", work, config=config, sections=["base", "data"], inputs=input_identities(config, PROJECT_ROOT)
+        "start",
+        work,
+        config=config,
+        settings={"base": config.base, "data": config.data},
+        inputs=input_identities(config, PROJECT_ROOT),
     ).record
     print(_estimates(config, plan))
     return plan
@@ -112,18 +121,18 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
 def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
     """Time every block; refuse a latency budget that no removal reaches."""
 
-    def work(context: Any) -> Record:
-        from steps.inputs import StageInputs
+    def work(context: Any, inputs: Any) -> Record:
         from steps.latency_profile import run
 
-        return run(StageInputs(plan, context).base, config.latency_profile, context)
+        return run(inputs.base, config.latency_profile, context)
 
     table: LatencyTable = run_stage(
         "latency_profile",
         work,
         config=config,
-        sections=["latency_profile"],
-        inputs=[plan.base.identity()],
+        settings={"latency_profile": config.latency_profile},
+        plan=plan,
+        reads=["base"],
         extra=_table_identity(config),
     ).record
     _check_budget(config, plan, table)
@@ -136,7 +145,11 @@ def _table_identity(config: SnapFusionConfig) -> dict[str, Any]:
     if profile.table is None:
         return {} if profile.backend == "macs" else machine_identity(config)
     files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
-    return {str(i): content_hash(path.read_text()) for i, path in enumerate(files) if path.is_file()}
+    # A missing table has an empty hash, which no finished stage has: so it is read, and found missing.
+    return {
+        name: content_hash(path.read_text()) if path.is_file() else ""
+        for name, path in zip(("table", "manifest"), files, strict=True)
+    }
 
 
 def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) -> None:
@@ -150,11 +163,9 @@ def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) 
 def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingRecord:
     """eps-prediction to v-prediction."""
 
-    def work(context: Any) -> Record:
-        from steps.inputs import StageInputs
+    def work(context: Any, inputs: Any) -> Record:
         from steps.velocity_finetuning import run
 
-        inputs = StageInputs(plan, context)
         return run(
             inputs.base,
             inputs.data,
@@ -167,19 +178,18 @@ def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingReco
         "velocity_finetuning",
         work,
         config=config,
-        sections=["velocity_finetuning"],
-        inputs=[plan.base.identity(), plan.data.identity(), _identity(plan.velocity_warm_start)],
+        settings={"velocity_finetuning": config.velocity_finetuning},
+        plan=plan,
+        reads=["base", "data", "velocity_warm_start"],
     ).record
 
 
 def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord) -> TrainingRecord:
     """Training with blocks skipped at random."""
 
-    def work(context: Any) -> Record:
-        from steps.inputs import StageInputs
+    def work(context: Any, inputs: Any) -> Record:
         from steps.robust_training import run
 
-        inputs = StageInputs(plan, context)
         return run(
             inputs.base,
             velocity.weights,
@@ -193,8 +203,10 @@ def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingR
         "robust_training",
         work,
         config=config,
-        sections=["robust_training"],
-        inputs=[velocity.weights.identity(), plan.data.identity(), _identity(plan.robust_warm_start)],
+        settings={"robust_training": config.robust_training},
+        plan=plan,
+        reads=["base", "data", "robust_warm_start"],
+        inputs={"velocity": velocity.weights.identity()},
     ).record
 
 
@@ -203,11 +215,9 @@ def architecture_evolution(
 ) -> EvolutionRecord:
     """Algorithm 1."""
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.architecture_evolution import run
-        from steps.inputs import StageInputs
 
-        inputs = StageInputs(plan, context)
         return run(
             inputs.base,
             robust.weights,
@@ -222,13 +232,10 @@ def architecture_evolution(
         "architecture_evolution",
         work,
         config=config,
-        sections=["architecture_evolution"],
-        inputs=[
-            robust.weights.identity(),
-            table.identity(),
-            plan.data.identity(),
-            _identity(plan.signal_clip),
-        ],
+        settings={"architecture_evolution": config.architecture_evolution},
+        plan=plan,
+        reads=["base", "data", "signal_clip"],
+        inputs={"robust": robust.weights.identity(), "latency_table": table.identity()},
     ).record
 
 
@@ -268,11 +275,9 @@ def _step_distillation(
     *,
     cfg_aware: bool,
 ) -> TrainingRecord:
-    def work(context: Any) -> Record:
-        from steps.inputs import StageInputs
+    def work(context: Any, inputs: Any) -> Record:
         from steps.step_distillation import run
 
-        inputs = StageInputs(plan, context)
         return run(
             inputs.base,
             teacher,
@@ -289,45 +294,49 @@ def _step_distillation(
         stage,
         work,
         config=config,
-        sections=["step_distillation", stage],
-        inputs=[teacher.identity(), student.identity(), plan.base.identity(), plan.data.identity()],
+        settings={
+            "step_distillation": config.step_distillation.meaning_for(cfg_aware=cfg_aware),
+            stage: getattr(config, stage),
+        },
+        plan=plan,
+        reads=["base", "data"],
+        inputs={"teacher": teacher.identity(), "student": student.identity()},
     ).record
 
 
 def decoder_distillation(config: SnapFusionConfig, plan: RunPlan) -> Any:
     """The half-width decoder."""
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.decoder_distillation import run
-        from steps.inputs import StageInputs
 
-        inputs = StageInputs(plan, context)
         return run(inputs.base, inputs.data, config.decoder_distillation, context)
 
     return run_stage(
         "decoder_distillation",
         work,
         config=config,
-        sections=["decoder_distillation"],
-        inputs=[plan.base.identity(), plan.data.identity()],
+        settings={"decoder_distillation": config.decoder_distillation},
+        plan=plan,
+        reads=["base", "data"],
     ).record
 
 
 def real_pictures(config: SnapFusionConfig, plan: RunPlan) -> RealPicturesRecord:
     """Measure the split's own pictures, once for all variants."""
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.evaluation.real_pictures import run
-        from steps.inputs import StageInputs
 
-        return run(StageInputs(plan, context), config.evaluation, context)
+        return run(inputs, config.evaluation, context)
 
     return run_stage(
         "real_pictures",
         work,
         config=config,
-        sections=["evaluation"],
-        inputs=[plan.data.identity(), _identity(plan.measure_clip)],
+        settings={"evaluation": config.evaluation},
+        plan=plan,
+        reads=["data", "measure_clip"],
     ).record
 
 
@@ -335,38 +344,36 @@ def evaluation(
     config: SnapFusionConfig, records: Records, real: RealPicturesRecord, variant: str
 ) -> EvaluationRecord:
     """Draw and measure one variant."""
-    unet = {
-        "teacher_16": records.teacher_16,
-        "student_16": records.student_16,
-        "student_8": records.student_8,
-        "student_8_small_decoder": records.student_8,
-    }.get(variant)
+    from steps.evaluation.variants import variants
+
     plan = records.plan
+    chosen = variants(
+        evaluation=config.evaluation,
+        distillation=config.step_distillation,
+        prediction_type="v_prediction" if plan.prediction_type == "v_prediction" else "epsilon",
+        teacher=records.teacher_16.weights,
+        student_intermediate=records.student_16.weights,
+        student=records.student_8.weights,
+        decoder=records.decoder.weights,
+    )[variant]
 
-    def work(context: Any) -> Record:
-        from steps.evaluation.stage import run, variants
-        from steps.inputs import StageInputs
+    def work(context: Any, inputs: Any) -> Record:
+        from steps.evaluation.stage import run
 
-        known = variants(
-            evaluation=config.evaluation,
-            distillation=config.step_distillation,
-            prediction_type="v_prediction" if plan.prediction_type == "v_prediction" else "epsilon",
-            teacher=records.teacher_16.weights,
-            student_intermediate=records.student_16.weights,
-            student=records.student_8.weights,
-            decoder=records.decoder.weights,
-        )
-        return run(known[variant], real, StageInputs(plan, context), config.evaluation, context)
+        return run(chosen, real, inputs, config.evaluation, context)
 
-    inputs = [plan.base.identity(), plan.data.identity(), _identity(plan.measure_clip), real.identity()]
-    inputs.append(unet.weights.identity() if unet else "base")
-    inputs.append(records.decoder.weights.identity() if variant.endswith("small_decoder") else "base")
     return run_stage(
         "evaluation",
         work,
         config=config,
-        sections=["evaluation", "step_distillation"],
-        inputs=inputs,
+        settings={"evaluation": config.evaluation, "steps": chosen.steps},
+        plan=plan,
+        reads=["base", "data", "measure_clip"],
+        inputs={
+            "real_pictures": real.identity(),
+            "unet": _identity(chosen.unet),
+            "decoder": _identity(chosen.decoder),
+        },
         label=variant,
     ).record
 
@@ -375,12 +382,10 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: Compone
     """Convert one component of what ships: the student, the small decoder, the base's text encoder."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.coreml_export import NEEDED_WEIGHTS, run
         from steps.export.samples import Pictures
-        from steps.inputs import StageInputs
 
-        inputs = StageInputs(plan, context)
         return run(
             component,
             inputs.base_with(NEEDED_WEIGHTS[component]),
@@ -391,7 +396,6 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: Compone
             context,
             prediction_type="v_prediction",
             attribution=plan.data.attribution,
-            model_id=f"snapfusion_{config.run.name}",
         )
 
     used = {"unet": unet, "vae_decoder": decoder}.get(component)
@@ -399,10 +403,11 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: Compone
         "coreml_export",
         work,
         config=config,
-        sections=["coreml_export"],
-        inputs=[plan.base.identity(), plan.data.identity(), _identity(used)],
+        settings={"coreml_export": config.coreml_export.meaning_for(component)},
+        plan=plan,
+        reads=["base", "data"],
+        inputs={"weights": _identity(used)},
         label=component,
-        extra={"name": config.run.name},
     ).record
 
 
@@ -411,15 +416,17 @@ def coreml_compression(
 ) -> tuple[CompressionRecord, tuple[ComponentReport, ...]]:
     """What was tried, and the reports with the packages that ship."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
+    drawn = _drawn_with(reports)
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.coreml_compression import run
-        from steps.inputs import StageInputs
 
-        inputs, folder = StageInputs(plan, context), context.work / "uncompressed"
-        manifest = _assemble(config, records, reports, inputs, folder)
+        folder: Path | None = None
+        if len(drawn) == len(REQUIRED_COMPONENTS):
+            folder = context.work / "uncompressed"
+            _assemble(config, records, drawn, inputs, folder)
         return run(
-            folder if manifest.complete else None,
+            folder,
             inputs,
             unet,
             decoder,
@@ -432,17 +439,38 @@ def coreml_compression(
         "coreml_compression",
         work,
         config=config,
-        sections=["coreml_export", "coreml_compression", "step_distillation"],
-        inputs=[
-            *(report.identity() for report in reports),
-            plan.base.identity(),
-            plan.data.identity(),
-            _identity(plan.signal_clip),
-            unet.identity(),
-            decoder.identity(),
-        ],
+        settings={
+            "coreml_compression": config.coreml_compression,
+            "coreml_export.program_check.timesteps": config.coreml_export.program_check.timesteps,
+            **_drawing_settings(config),
+        },
+        plan=plan,
+        reads=["base", "data", "signal_clip"],
+        inputs=_drawing_inputs(drawn, unet, decoder),
     ).record
     return record, compressed_reports(reports, record)
+
+
+def _drawn_with(reports: Sequence[ComponentReport]) -> list[ComponentReport]:
+    """The components that pictures are drawn with; the optional ones change none."""
+    return [report for report in reports if report.component in REQUIRED_COMPONENTS]
+
+
+def _drawing_settings(config: SnapFusionConfig) -> dict[str, Any]:
+    """What decides the pictures of a bundle, besides its components."""
+    return {
+        "coreml_export.guidance_scale": config.coreml_export.guidance_scale,
+        "coreml_export.program_check.pictures": config.coreml_export.program_check.pictures,
+        "step_distillation.final_steps": config.step_distillation.final_steps,
+    }
+
+
+def _drawing_inputs(
+    reports: Sequence[ComponentReport], unet: WeightsRef, decoder: WeightsRef
+) -> dict[str, str]:
+    """A bundle's components, and the models that torch draws with beside it."""
+    components = {report.component: report.identity() for report in reports}
+    return components | {"torch unet": unet.identity(), "torch decoder": decoder.identity()}
 
 
 def bundle(
@@ -468,7 +496,7 @@ def bundle(
         records,
         reports,
         StageInputs(records.plan, context),
-        bundle_folder(reports),
+        bundle_folder(config, records.plan, reports),
         schemes=compression.chosen,
         draw=draw,
     )
@@ -524,36 +552,30 @@ def _bundle_drawing(
     """Draw with the bundle in `folder`, beside torch; from the cache where the same components have drawn before."""
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
     compressed = any(scheme != "fp16" for scheme in compression.chosen.values())
-    gate = config.coreml_compression.min_image_psnr_db if compressed else None
+    gates = config.coreml_compression if compressed else config.coreml_export.program_check
+    gate = gates.min_image_psnr_db
 
-    def work(context: Any) -> Record:
+    def work(context: Any, inputs: Any) -> Record:
         from steps.bundle_drawing import run
-        from steps.inputs import StageInputs
 
-        inputs = StageInputs(plan, context)
         return run(folder, inputs, unet, decoder, config.coreml_export, context, min_image_psnr_db=gate)
 
     drawing: BundleDrawing = run_stage(
         "bundle_drawing",
         work,
         config=config,
-        sections=["coreml_export", "step_distillation"],
-        inputs=[
-            *(report.identity() for report in reports),
-            plan.base.identity(),
-            plan.data.identity(),
-            _identity(plan.measure_clip),
-            unet.identity(),
-            decoder.identity(),
-        ],
-        extra={"min_image_psnr_db": gate},
+        settings={"min_image_psnr_db": gate, **_drawing_settings(config)},
+        plan=plan,
+        reads=["base", "data", "measure_clip"],
+        inputs=_drawing_inputs(_drawn_with(reports), unet, decoder),
     ).record
     return drawing
 
 
-def bundle_folder(reports: Sequence[ComponentReport]) -> Path:
-    """A bundle's folder carries the hash of its components: two runs with the same result share it."""
-    return WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash([report.identity() for report in reports])[:16]
+def bundle_folder(config: SnapFusionConfig, plan: RunPlan, reports: Sequence[ComponentReport]) -> Path:
+    """A bundle's folder carries the hash of what is in it: two runs with the same result share it."""
+    contents = [[report.identity() for report in reports], plan.base_identity, _drawing_settings(config)]
+    return WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash(contents)[:16]
 
 
 def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
@@ -604,7 +626,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         page_records,
         everything,
         store,
-        bundle=bundle_folder(components),
+        bundle=bundle_folder(config, records.plan, components),
         output=output_folder(config),
     )
     render(card, page)

@@ -75,7 +75,7 @@ def run(
     return EvolutionRecord(
         stage=STAGE,
         parents=parents,
-        config=config.model_dump(mode="json"),
+        config=config.meaning(),
         seed=context.seed,
         architecture=spec,
         weights=save_model(context.store, build(spec, unet), schema=SCHEMA, parents=parents),

@@ -62,7 +62,7 @@ def run(
     both = to_pixels(torch.cat([expected, *drawn]))
     return BundleDrawing(
         stage=context.stage,
-        config=config.program_check.model_dump(mode="json"),
+        config=config.program_check.model_dump(include={"pictures", "min_image_psnr_db"}),
         seed=context.seed,
         captions=captions,
         guidance_scale=bundle.manifest.guidance_scale,

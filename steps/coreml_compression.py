@@ -175,7 +175,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
     None for a bundle that lacks a component: it cannot draw, and is left as it is. What misses a gate of `config` is
     in the record, not an error.
     """
-    common = {"stage": context.stage, "config": config.model_dump(mode="json"), "seed": context.seed}
+    common = {"stage": context.stage, "config": config.meaning(), "seed": context.seed}
     if folder is None or not config.schemes:
         return CompressionRecord(
             **common, captions=(), uncompressed=None, variants=(), combinations=(), chosen={}

@@ -138,7 +138,7 @@ def run(  # noqa: PLR0913 - one argument per input of the stage
     return ComponentReport(
         stage=context.stage,
         parents=parents,
-        config=config.model_dump(mode="json"),
+        config=config.meaning_for(component),
         seed=context.seed,
         component=component,
         package_name=name,

@@ -69,7 +69,7 @@ def run(
     return TrainingRecord(
         stage=STAGE,
         parents=parents,
-        config=config.model_dump(mode="json"),
+        config=config.meaning(),
         seed=context.seed,
         weights=save_model(context.store, outcome.model, schema=SCHEMA, parents=parents),
         iterations=outcome.iterations,

@@ -13,21 +13,22 @@ MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
 
 
-def input_identities(config: SnapFusionConfig, project_root: Path) -> tuple[str, ...]:
+def input_identities(config: SnapFusionConfig, project_root: Path) -> dict[str, str]:
     """Identities of every folder the configuration names, for the cache key of `start`. Imports no weights.
 
     Raises BaseModelError or ConfigError for folders that are missing or unusable.
     """
-    identities = [MICRO if config.base.path == MICRO else folder_identity(base_folder(config, project_root))]
-    for path in other_folders(config, project_root).values():
-        identities.append(folder_identity(path) if path is not None else "")
+    base = MICRO if config.base.path == MICRO else folder_identity(base_folder(config, project_root))
+    identities = {"base": base}
+    for name, path in other_folders(config, project_root).items():
+        identities[name] = folder_identity(path) if path is not None else ""
     if config.data.source == "webdataset":
         from steps.data.webdataset import expand_shards
 
         for shard in expand_shards(config.data.shards, project_root):
             stat = shard.stat()
-            identities.append(f"{shard.name}:{stat.st_size}:{stat.st_mtime_ns}")
-    return tuple(identities)
+            identities[f"shard {len(identities)}"] = f"{shard.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    return identities
 
 
 def base_folder(config: SnapFusionConfig, project_root: Path) -> Path:

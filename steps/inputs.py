@@ -5,36 +5,44 @@ import shutil
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
-from artifacts_schema.plan import RunPlan
+from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.references import FolderRef
 from steps.context import StageContext
 from steps.data.prepared import PreparedData
-from steps.errors import StoreError
+from steps.errors import ConfigError, StoreError
 from steps.evaluation.clip_score import ClipScorer
 from steps.models import BaseModel, WeightsOf, load_base
 
 
 class StageInputs:
-    """Base, data, warm starts and evaluators of one run, from its plan."""
+    """Base, data, warm starts and evaluators of one run, from its plan.
 
-    def __init__(self, plan: RunPlan, context: StageContext) -> None:
-        self.plan = plan
+    A stage whose result is cached is given `reads`, the inputs in its cache key: reading any other raises ConfigError,
+    or a change of that input would go unnoticed.
+    """
+
+    def __init__(
+        self, plan: RunPlan, context: StageContext, reads: Collection[InputName] = get_args(InputName)
+    ) -> None:
+        self._plan = plan
+        self._reads = reads
         self.context = context
 
     @cached_property
     def base(self) -> BaseModel:
         """The base model in float32."""
-        return load_base(fetch_folder(self.context, self.plan.base, "base"))
+        return load_base(self._required("base"))
 
     def base_with(self, only: Collection[WeightsOf]) -> BaseModel:
         """The base with the weights of `only` these components, see `load_base`."""
-        return load_base(fetch_folder(self.context, self.plan.base, "base"), only=only)
+        return load_base(self._required("base"), only=only)
 
     @cached_property
     def data(self) -> PreparedData:
         """Captions, cached latents and text embeddings."""
-        return PreparedData.load(self.context.store, self.plan.data)
+        return PreparedData.load(self.context.store, self._readable("data").data)
 
     @cached_property
     def signal_clip(self) -> ClipScorer:
@@ -46,12 +54,24 @@ class StageInputs:
         """The evaluator that only measures."""
         return ClipScorer.load(self._required("measure_clip"))
 
-    def folder(self, name: str) -> Path | None:
+    def identity(self, name: InputName) -> str:
+        """Identity of an input; empty for one that there is not."""
+        return self._readable(name).identity_of(name)
+
+    def folder(self, name: InputName) -> Path | None:
         """Local copy of an optional folder of the plan, such as `velocity_warm_start`; None when there is none."""
-        ref = getattr(self.plan, name)
+        ref: FolderRef | None = getattr(self._readable(name), name)
         return fetch_folder(self.context, ref, name) if ref is not None else None
 
-    def _required(self, name: str) -> Path:
+    def _readable(self, name: InputName) -> RunPlan:
+        if name not in self._reads:
+            raise ConfigError(
+                f"{self.context.stage} reads the run's {name}, but only {', '.join(self._reads)} in its cache key; "
+                "name it in the `reads` of the stage in flows/stages.py"
+            )
+        return self._plan
+
+    def _required(self, name: InputName) -> Path:
         path = self.folder(name)
         if path is None:
             raise StoreError(f"the run plan has no {name}; start the run again")

@@ -62,7 +62,7 @@ def run(base: BaseModel, config: LatencyProfileConfig, context: StageContext) ->
         table.unit,
         100 * table.explained,
     )
-    return table.model_copy(update={"config": config.model_dump(mode="json"), "seed": context.seed})
+    return table.model_copy(update={"config": config.meaning(), "seed": context.seed})
 
 
 def measure(base: BaseModel, config: LatencyProfileConfig, context: StageContext) -> LatencyTable:

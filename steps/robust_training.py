@@ -66,7 +66,7 @@ def run(
     return TrainingRecord(
         stage=STAGE,
         parents=parents,
-        config=config.model_dump(mode="json"),
+        config=config.meaning(),
         seed=context.seed,
         weights=save_model(context.store, unet.to_unet(), schema=SCHEMA, parents=parents),
         iterations=outcome.iterations,

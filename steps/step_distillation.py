@@ -71,8 +71,8 @@ def run(
         stage=context.stage,
         parents=parents,
         config={
-            "step_distillation": shared.model_dump(mode="json"),
-            context.stage: config.model_dump(mode="json"),
+            "step_distillation": shared.meaning_for(cfg_aware=cfg_aware),
+            context.stage: config.meaning(),
             "cfg_aware": cfg_aware,
         },
         seed=context.seed,

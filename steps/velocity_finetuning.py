@@ -50,7 +50,7 @@ def run(
         return TrainingRecord(
             stage=STAGE,
             parents=parents,
-            config=config.model_dump(mode="json"),
+            config=config.meaning(),
             seed=context.seed,
             weights=weights,
             iterations=0,
@@ -85,7 +85,7 @@ def run(
     return TrainingRecord(
         stage=STAGE,
         parents=parents,
-        config=config.model_dump(mode="json"),
+        config=config.meaning(),
         seed=context.seed,
         weights=save_model(context.store, outcome.model, schema=SCHEMA, parents=parents),
         iterations=outcome.iterations,

@@ -17,7 +17,6 @@ from steps.errors import EvaluationError
 from steps.evaluation.clip_score import ClipScorer
 from steps.evaluation.distances import frechet_distance, interval, kernel_distance
 from steps.evaluation.features import FeatureExtractor, load_features
-from steps.evaluation.pictures import grid, png
 from steps.inputs import StageInputs
 from steps.models import PredictionType
 from steps.randomness import epoch_indices, keyed_normal, spawn
@@ -88,7 +87,6 @@ class Bench:
             "clip": clip.contiguous(),
             "caption": self.indices,
         }
-        shown = min(self.config.grid_pictures, len(images))
         return GuidancePoint(
             guidance_scale=scale,
             kernel_distance=kernel_distance(features, real, seed=spawn(NOISE_SEED, "blocks")),
@@ -97,18 +95,16 @@ class Bench:
             retrieval_top1=by_caption(hits.float(), self.indices),
             retrieval_candidates=len(self.candidates[0]),
             images=self.context.store.put_bytes(save_tensors(tensors)),
-            grid=self.context.store.put_bytes(png(grid(images[:shown], columns=min(8, shown)))),
         )
 
     def protocol(self) -> dict[str, Any]:
         """What makes two evaluations comparable."""
-        plan = self.inputs.plan
         return {
             "split": self.config.split,
             "pictures": self.config.pictures,
             "features": self.config.features,
-            "measure_clip": plan.measure_clip.identity() if plan.measure_clip else "",
-            "data": plan.data.identity(),
+            "measure_clip": self.inputs.identity("measure_clip"),
+            "data": self.inputs.identity("data"),
             "noise_seed": NOISE_SEED,
             "guidance_scales": list(self.config.guidance_scales),
         }

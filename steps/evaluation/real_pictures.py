@@ -34,7 +34,7 @@ def run(inputs: StageInputs, config: EvaluationConfig, context: StageContext) ->
     context.progress.close()
     return RealPicturesRecord(
         stage="real_pictures",
-        config=config.model_dump(mode="json"),
+        config=config.meaning(),
         seed=context.seed,
         point=point.model_copy(
             update={

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from artifacts_schema.base import Record
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
@@ -12,6 +15,7 @@ from artifacts_schema.readers import read_record
 from artifacts_schema.report import RunReport, StageSummary
 from steps.errors import StoreError
 from steps.evaluation.compare import compare
+from steps.evaluation.pictures import grid, png
 from steps.report.content import Block
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
@@ -74,6 +78,7 @@ def run(
     `everything` maps a stage (or stage and variant) to its record; their identities become the report's inputs.
     """
     notes = labels(config, records)
+    pictures = _grids(records, store, shown=config.evaluation.grid_pictures)
     page = build_page(records, everything, store, notes)
     report = RunReport(
         stage="report",
@@ -88,11 +93,11 @@ def run(
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record) for name, record in everything.items()),
-        grids={record.variant: record.points[0].grid for record in records.evaluations},
+        grids={name: store.put_bytes(grids[0][1]) for name, grids in pictures.items()},
         bundle=str(bundle),
         folder=str(output),
     )
-    _write(report, records, store, bundle=bundle, output=output)
+    _write(report, records, store, pictures, bundle=bundle, output=output)
     for record in everything.values():
         store.put_document(f"records/{record.identity()}", record.to_json())
     store.put_document(f"reports/{output.name}", report.to_json())
@@ -149,18 +154,38 @@ def _core_ml(records: RunRecords) -> dict[str, float]:
     return numbers
 
 
-def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path, output: Path) -> None:
+_Grids = Mapping[str, Sequence[tuple[float, bytes]]]  # variant to guidance scale and PNG of its pictures
+
+
+def _grids(records: RunRecords, store: Store, *, shown: int) -> _Grids:
+    """Grids of the first `shown` pictures. Drawn here, so that another number of them evaluates nothing again."""
+    return {
+        record.variant: [
+            (point.guidance_scale, _grid(load_file(store.path_of(point.images))["images"][:shown]))
+            for point in record.points
+        ]
+        for record in records.evaluations
+    }
+
+
+def _grid(images: Tensor) -> bytes:
+    return png(grid(images, columns=min(8, len(images))))
+
+
+def _write(
+    report: RunReport, records: RunRecords, store: Store, grids: _Grids, *, bundle: Path, output: Path
+) -> None:
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
-    for record in records.evaluations:
-        for point in record.points:
-            path = pictures / f"{record.variant}_guidance_{point.guidance_scale:g}.png"
-            path.write_bytes(store.path_of(point.grid).read_bytes())
+    for variant, drawn in grids.items():
+        for scale, data in drawn:
+            (pictures / f"{variant}_guidance_{scale:g}.png").write_bytes(data)
     if records.drawing:
         path = pictures / "torch_above_bundle_below.png"
         path.write_bytes(store.path_of(records.drawing.grid).read_bytes())
-    captions = list(records.evaluations[0].captions) if records.evaluations else []
+    shown = int(report.config["evaluation"]["grid_pictures"])
+    captions = list(records.evaluations[0].captions[:shown]) if records.evaluations else []
     (pictures / "captions.json").write_text(
         json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
@@ -172,7 +197,7 @@ def _write(report: RunReport, records: RunRecords, store: Store, *, bundle: Path
 
 
 def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
-    points = [point.model_dump(mode="json", exclude={"images", "grid"}) for point in record.points]
+    points = [point.model_dump(mode="json", exclude={"images"}) for point in record.points]
     return {
         "variant": record.variant,
         "title": record.title,
@@ -181,7 +206,7 @@ def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
         "pictures": record.pictures,
         "protocol": record.protocol_hash,
         "points": points,
-        "real": record.real.model_dump(mode="json", exclude={"images", "grid"}),
+        "real": record.real.model_dump(mode="json", exclude={"images"}),
     }
 
 

@@ -7,7 +7,7 @@ from steps.store.base import Mirror, Store, get_bytes, put_folder
 from steps.store.layout import check_layout
 from steps.store.local import LocalStore
 
-__all__ = ["LocalStore", "Mirror", "Store", "get_bytes", "open_store", "put_folder"]
+__all__ = ["LocalStore", "Mirror", "Store", "get_bytes", "local_folder", "open_store", "put_folder"]
 
 
 def open_store(config: StoreConfig, project_root: Path, *, any_layout: bool = False) -> Store:
@@ -19,8 +19,13 @@ def open_store(config: StoreConfig, project_root: Path, *, any_layout: bool = Fa
     if config.root.startswith("s3:"):
         from steps.store.s3 import S3Store  # boto3 takes a while to import
 
-        store = S3Store(config, project_root / config.local, any_layout=any_layout)
+        store = S3Store(config, local_folder(config, project_root), any_layout=any_layout)
         if not any_layout:
             check_layout(store)
         return store
-    return LocalStore(project_root / config.root, any_layout=any_layout)
+    return LocalStore(local_folder(config, project_root), any_layout=any_layout)
+
+
+def local_folder(config: StoreConfig, project_root: Path) -> Path:
+    """Where the store keeps its files on this machine."""
+    return project_root / (config.local if config.root.startswith("s3:") else config.root)

@@ -1,13 +1,14 @@
 """The stage cache: a finished stage is found again by what it was made from.
 
-Key = SHA-256 of stage, stage version, the stage's own config, the identities of its inputs, the seed and whatever the
-stage adds (for latency_profile the machine). The finished record is a document under `stages/<stage>/<key>`.
+Key = SHA-256 of stage, stage version, what the stage reads of the config, the identities of its inputs, the seed, the
+label of a foreach task and whatever the stage adds (for latency_profile the machine). The finished record is a document
+under `stages/<stage>/<key>`, with the parts of its key beside it, so that a later miss can name what has changed.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from artifacts_schema.base import Record, content_hash
@@ -16,6 +17,7 @@ from steps.errors import DamagedError
 from steps.store.base import Store
 from steps.store.layout import check_layout
 from steps.store.leases import lease
+from steps.store.misses import PARTS, explain_miss
 
 logger = logging.getLogger(__name__)
 RecordType = TypeVar("RecordType", bound=Record)
@@ -28,23 +30,20 @@ class StageKey:
     stage: str
     version: int
     config: Mapping[str, Any]
-    inputs: Sequence[str]
+    inputs: Mapping[str, str]
     seed: int
     extra: Mapping[str, Any]
+    label: str = ""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything the key is made of, JSON-able."""
+        return asdict(self)
 
     @property
     def sha256(self) -> str:
         """The cache key."""
-        return content_hash(
-            {
-                "stage": self.stage,
-                "version": self.version,
-                "config": dict(self.config),
-                "inputs": list(self.inputs),
-                "seed": self.seed,
-                "extra": dict(self.extra),
-            }
-        )
+        return content_hash(self.parts)
 
     @property
     def document(self) -> str:
@@ -73,17 +72,21 @@ def cached_stage(
 
     A lease keeps two runs from working on one key at once: the second waits for the first's record.
     """
-    if enabled and (found := lookup(store, key)) is not None:
-        logger.info("stage=%s key=%s cache=hit", key.stage, key.sha256[:12])
-        return CacheResult(found, True, key.sha256, "hit: same stage version, config, inputs and seed")
-    reason = "miss: no finished stage has this key" if enabled else "bypassed by store.cache = false"
+    reason = "bypassed by store.cache = false"
+    if enabled:
+        found, unusable = lookup(store, key)
+        if found is not None:
+            logger.info("stage=%s key=%s cache=hit", key.stage, key.sha256[:12])
+            return CacheResult(found, True, key.sha256, "hit: same stage version, config, inputs and seed")
+        reason = f"miss: {unusable or explain_miss(store, key.parts)}"
     logger.info("stage=%s key=%s cache=%s", key.stage, key.sha256[:12], reason)
     with lease(store, key.document):
         check_layout(store)  # after the lease, for which a migration looks after it has marked the layout
-        if enabled and (found := lookup(store, key)) is not None:
+        if enabled and (found := lookup(store, key)[0]) is not None:
             return CacheResult(found, True, key.sha256, "hit: another run finished it while this one waited")
         record = run()
-        store.put_document(key.document, record.to_json())
+        entry = json.loads(record.to_json()) | {PARTS: key.parts}
+        store.put_document(key.document, json.dumps(entry, indent=2, allow_nan=False))
     return CacheResult(record, False, key.sha256, reason)
 
 
@@ -96,21 +99,26 @@ def mark_use(store: Store, run_id: str, key: StageKey, *, origin: str | None = N
     store.put_document(f"runs/{run_id}/{key.stage}-{key.sha256}", json.dumps(note))
 
 
-def lookup(store: Store, key: StageKey) -> Record | None:
-    """The cached record, or None. A record whose objects are gone from the store counts as a miss."""
+def lookup(store: Store, key: StageKey) -> tuple[Record | None, str]:
+    """The cached record, or None and what is wrong with it; nothing is wrong with one that was never there.
+
+    A record whose objects are gone from the store counts as a miss.
+    """
     try:
         text = store.get_document(key.document)
     except DamagedError as error:
         logger.warning("stage=%s is cached but its record is damaged; running it again: %s", key.stage, error)
-        return None
+        return None, f"its record is damaged ({error})"
     if text is None:
-        return None
-    record = read_record(text)
-    missing = [sha for sha in object_hashes(json.loads(text)) if not store.has(sha)]
+        return None, ""
+    entry = json.loads(text)
+    entry.pop(PARTS, None)
+    record = read_record(json.dumps(entry))
+    missing = [sha for sha in object_hashes(entry) if not store.has(sha)]
     if missing:
         logger.warning("stage=%s is cached but object %s is gone; running it again", key.stage, missing[0])
-        return None
-    return record
+        return None, f"object {missing[0]} of its record is gone"
+    return record, ""
 
 
 def object_hashes(value: Any) -> Iterator[str]:

@@ -1,22 +1,17 @@
-"""`start`: everything that can fail cheaply fails there."""
+"""`start`: what is wrong with base, data or evaluators fails there."""
 
-import shutil
-from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from steps import preflight
 from steps.context import StageContext
-from steps.errors import ConfigError, DataError, DiskFullError
+from steps.errors import ConfigError, DataError
 from steps.input_folders import input_identities
 from steps.inputs import StageInputs, fetch_folder
 from steps.pretraining.micro import write_micro_openclip
 from steps.store import LocalStore
-
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -44,31 +39,6 @@ def test_plan_holds_everything_later_stages_read(root: Path) -> None:
     assert inputs.data.size("train") == 4
     assert inputs.signal_clip.size == 64
     assert inputs.folder("velocity_warm_start") is None
-
-
-def test_too_little_disk_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, 1 << 20))
-    with pytest.raises(DiskFullError, match=r"this run's store .* needs about .* 1\.0 MiB are free"):
-        preflight.run(config(), context(root), root)
-
-
-def test_grace_period_the_disk_cannot_meet_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_write_speed", lambda _: 1000.0)
-    with pytest.raises(ConfigError, match=r"more than compute\.sigterm_grace_s = 10"):
-        preflight.run(config(), context(root), root)
-
-
-@pytest.mark.parametrize(
-    ("export", "message"),
-    [
-        ({"program_check": {"timesteps": [999, 1000]}}, r"names \[1000\], the base's schedule ends at 999"),
-        ({"components": ["unet", "safety_checker"]}, r"names safety_checker, the base .* has none"),
-    ],
-)
-def test_export_that_must_fail_is_refused(export: dict[str, object], message: str, root: Path) -> None:
-    base = SimpleNamespace(scheduler_config={"num_train_timesteps": 1000}, path=root)
-    with pytest.raises(ConfigError, match=message):
-        preflight.check_export(config(coreml_export=export), base)  # type: ignore[arg-type]
 
 
 def test_missing_evaluator_is_named(root: Path) -> None:

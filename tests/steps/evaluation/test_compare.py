@@ -32,7 +32,6 @@ def record(store: LocalStore, variant: str, clip: torch.Tensor, **protocol: obje
         retrieval_top1=SOME,
         retrieval_candidates=100,
         images=store.put_bytes(save(tensors)),
-        grid=store.put_bytes(b"png"),
     )
     return EvaluationRecord(
         stage="evaluation",

@@ -13,11 +13,11 @@ from artifacts_schema.evaluation import RealPicturesRecord
 from steps.errors import EvaluationError
 from steps.evaluation import bench as bench_module
 from steps.evaluation.real_pictures import load_real_features, run
-from steps.evaluation.stage import Variant
 from steps.evaluation.stage import run as evaluate
+from steps.evaluation.variants import Variant
 from tests.steps.diffusion.tiny import stage_context
 
-CONFIG = EvaluationConfig(pictures=6, grid_pictures=2)
+CONFIG = EvaluationConfig(pictures=6)
 
 
 class Pictures:
@@ -59,9 +59,7 @@ def brightness(images: Tensor) -> Tensor:
 @pytest.fixture
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(bench_module, "load_features", lambda name: brightness)
-    identity = SimpleNamespace(identity=lambda: "data")
-    plan = SimpleNamespace(data=identity, measure_clip=identity)
-    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), plan=plan)
+    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), identity=lambda name: name)
 
 
 def measured(inputs: Any, folder: Path) -> tuple[RealPicturesRecord, Any]:

@@ -22,8 +22,8 @@ def key(**changes: object) -> StageKey:
     values: dict[str, object] = {
         "stage": "robust_training",
         "version": 1,
-        "config": {"lr": 1e-4},
-        "inputs": ["a"],
+        "config": {"robust_training": {"lr": 1e-4}},
+        "inputs": {"velocity": "a"},
         "seed": 0,
         "extra": {},
     }
@@ -52,7 +52,14 @@ def test_second_run_hits(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": 2}, {"config": {"lr": 2e-4}}, {"inputs": ["b"]}, {"seed": 1}, {"extra": {"threads": 4}}],
+    [
+        {"version": 2},
+        {"label": "unet"},
+        {"config": {"robust_training": {"lr": 2e-4}}},
+        {"inputs": {"velocity": "b"}},
+        {"seed": 1},
+        {"extra": {"threads": 4}},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_any_part_of_the_key_misses(store: Store, change: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ NOW = Retention(min_age_s=-60.0)  # clocks of server and client may differ by a 
 
 
 def key(stage: str) -> StageKey:
-    return StageKey(stage=stage, version=1, config={}, inputs=[], seed=0, extra={})
+    return StageKey(stage=stage, version=1, config={}, inputs={}, seed=0, extra={})
 
 
 def use(store: Store, run: str, stage: str, origin: str | None = None) -> TrainingRecord:

@@ -24,7 +24,7 @@ from steps.store.migrate import main, migrate
 ROOT = Path(__file__).resolve().parents[3]
 REPORTS = {f"reports/{run}": json.dumps({"run": run}) for run in range(4)}
 MOVED = {key.replace("reports/", "finished/"): text for key, text in REPORTS.items()}
-STAGE = StageKey(stage="a", version=1, config={}, inputs=[], seed=0, extra={})
+STAGE = StageKey(stage="a", version=1, config={}, inputs={}, seed=0, extra={})
 
 
 def move(store: Store, old: str, new: str, kill: str) -> None:

@@ -1,0 +1,165 @@
+"""What a task says about the cache, what it may read, and that its checkpoints are found again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.plan import RunPlan
+from artifacts_schema.training import TrainingRecord
+from flows import runtime, stages
+from flows.runtime import run_stage
+from steps.errors import ConfigError
+from steps.models import save_model
+from steps.training.loop import train
+from tests.flows.keys import example
+from tests.steps.unet.factories import tiny_unet
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN: RunPlan = example("run_plan_v1")
+TRAINING = {"iterations": 6, "batch_size": 2, "checkpoint_interval_s": 1e-6, "log_interval": 2}
+
+
+class Card(list[Any]):
+    """Components, as Metaflow's card takes them."""
+
+    def refresh(self) -> None:
+        """Nobody looks."""
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What Metaflow offers a task: its run and its card."""
+    found = SimpleNamespace(
+        card={"progress": Card()}, run_id="1", origin_run_id=None, flow_name="SnapFusionFlow"
+    )
+    monkeypatch.setattr(runtime, "current", found)
+    return found
+
+
+def config(folder: Path, **sections: Any) -> SnapFusionConfig:
+    return parse_config({"store": {"root": str(folder / "store")}, **sections})
+
+
+def robust(settings: SnapFusionConfig, work: Any) -> Any:
+    return run_stage(
+        "robust_training",
+        work,
+        config=settings,
+        settings={"robust_training": settings.robust_training},
+        plan=PLAN,
+        reads=["data"],
+        inputs={"velocity": "a"},
+    )
+
+
+def nothing(context: Any, _: Any) -> TrainingRecord:
+    """A record of no training."""
+    weights = save_model(context.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
+    return TrainingRecord(stage=context.stage, weights=weights, iterations=0, batch_size=1)
+
+
+def test_the_card_says_hit_or_miss_and_why(task: Any, tmp_path: Path) -> None:
+    robust(config(tmp_path), nothing)
+    robust(config(tmp_path), nothing)
+    robust(config(tmp_path, robust_training={"training": {"learning_rate": 2e-4}}), nothing)
+    first, second, third = (item.render()["source"] for item in task.card["progress"])
+    assert "**robust_training** · cache miss: never run before · key `" in first
+    assert "cache hit: same stage version, config, inputs and seed" in second
+    assert "cache miss: config.robust_training.training.learning_rate 0.0001 -> 0.0002 · " in third
+
+
+def test_a_stage_cannot_read_what_its_key_does_not_hold(task: Any, tmp_path: Path) -> None:
+    def reads_the_base(context: Any, inputs: Any) -> TrainingRecord:
+        assert inputs.identity("data") == PLAN.data.identity()
+        inputs.base  # noqa: B018
+        return nothing(context, inputs)
+
+    with pytest.raises(
+        ConfigError, match=r"robust_training reads the run's base, but only data in its cache key"
+    ):
+        robust(config(tmp_path), reads_the_base)
+
+
+class Stopped(Exception):
+    """The machine is taken away."""
+
+
+def test_a_training_goes_on_after_a_change_of_operational_values(task: Any, tmp_path: Path) -> None:
+    """Neither the checkpoint interval nor the logging interval starts a training over."""
+    began: list[int] = []
+
+    def work(settings: SnapFusionConfig, stop_at: int) -> Any:
+        def trained(context: Any, _: Any) -> TrainingRecord:
+            def loss(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+                if not began or began[-1] < 0:
+                    began.append(batch.iteration)
+                if batch.iteration == stop_at:
+                    raise Stopped
+                return {"loss": model(torch.ones(2, 1)).square().mean()}
+
+            began.append(-1)
+            outcome = train(
+                nn.Linear(1, 1), loss, training=settings.robust_training.training, samples=8, seed=context.seed,
+                folder=context.checkpoints(),
+            )  # fmt: skip
+            record = nothing(context, None)
+            return record.model_copy(
+                update={"curve": tuple(outcome.curve), "config": settings.robust_training.meaning()}
+            )
+
+        return trained
+
+    before = config(tmp_path, robust_training={"training": TRAINING})
+    changed = TRAINING | {"checkpoint_interval_s": 900.0, "log_interval": 3}
+    after = config(tmp_path, robust_training={"training": changed})
+    with pytest.raises(Stopped):
+        robust(before, work(before, stop_at=4))
+    went_on = robust(after, work(after, stop_at=99)).record
+    assert [at for at in began if at >= 0] == [0, 4]
+    elsewhere = config(tmp_path / "elsewhere", robust_training={"training": TRAINING})
+    straight = robust(elsewhere, work(elsewhere, stop_at=99)).record
+    assert straight.identity() == went_on.identity()
+    assert straight.curve != went_on.curve
+
+
+def test_a_run_whose_start_is_cached_is_checked_all_the_same(task: Any, tmp_path: Path) -> None:
+    """And its start imports no torch."""
+
+    def smoke(**sections: Any) -> SnapFusionConfig:
+        base = {"path": "micro", "warm_start": False}
+        return config(tmp_path, base=base, data={"limit": 32}, **sections)
+
+    stages.start(smoke())
+    assert "cache miss" in task.card["progress"][-1].render()["source"]
+    refused: list[dict[str, Any]] = [
+        {"compute": {"sigterm_grace_s": 1e-9}},
+        {"coreml_export": {"program_check": {"timesteps": [1000]}}},
+        {"coreml_export": {"components": ["safety_checker"]}},
+    ]
+    for sections in refused:
+        with pytest.raises(ConfigError):
+            stages.start(smoke(**sections))
+    code = (
+        "import sys; from types import SimpleNamespace; from flows import runtime, stages\n"
+        "from artifacts_schema.config import parse_config\n"
+        "runtime.current = SimpleNamespace(card={'progress': []}, run_id='2', origin_run_id=None)\n"
+        f"stages.start(parse_config({smoke().model_dump(mode='json')!r}))\n"
+        "print('torch' in sys.modules)"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "start: cache hit" in second.stdout
+    assert second.stdout.splitlines()[-1] == "False"
