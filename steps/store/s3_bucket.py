@@ -41,8 +41,8 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """boto3's S3 client; made on first use."""
-        return make_client(self._config)
+        """boto3's S3 client; made on first use. Raises StoreError when no server answers."""
+        return make_client(self._config, self.location)
 
     def attempt(self, what: str, action: Callable[[], Any]) -> Any:
         """See `s3_client.attempt`."""
