@@ -107,7 +107,10 @@ def test_a_server_that_dies_ends_the_command(tmp_path: Path) -> None:
             assert process.poll() is None, "it ended before it was ready"
         for child in psutil.Process(process.pid).children():
             child.kill()
-        said = process.communicate(timeout=30)[1]
+        try:
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert said.startswith("error: the server has ended")
 
