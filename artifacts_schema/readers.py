@@ -70,7 +70,7 @@ class NewerRecord(ValueError):
 def read_record(text: str) -> Record:
     """Read any record of any version. Raises ValueError naming schema and version when there is no reader.
 
-    NewerRecord, which is one, says that a newer program has; any other that the text is no record.
+    NewerRecord, which is one, says that a newer program has; any other, that the text is no record of ours.
     """
     payload = json.loads(text)
     if not isinstance(payload, dict):
