@@ -80,22 +80,36 @@ def record_classes() -> dict[str, type[Record]]:
     return found
 
 
+class NewerRecord(ValueError):
+    """A record of a newer version than this program reads."""
+
+
 def read_record(text: str) -> Record:
-    """Read any record of any version. Raises ValueError naming schema and version when there is no reader."""
+    """Read any record of any version. Raises ValueError naming schema and version when there is no reader.
+
+    NewerRecord, which is one, says that a newer program has; any other, that the text is no record of ours.
+    """
     payload = json.loads(text)
+    if not isinstance(payload, dict):
+        raise ValueError("a record is a JSON object")
     schema, version = payload.pop("schema", None), payload.pop("version", None)
     classes = record_classes()
     if schema not in classes:
         raise ValueError(f"unknown record schema {schema!r}; known are {', '.join(sorted(classes))}")
     target = classes[schema]
-    if not isinstance(version, int) or version > target.schema_version:
-        raise ValueError(
+    if not isinstance(version, int):
+        raise ValueError(f"{schema} has the version {version!r}; it must be an integer")
+    if version > target.schema_version:
+        raise NewerRecord(
             f"{schema} version {version} is newer than this program reads ({target.schema_version}); update it"
         )
     while version < target.schema_version:
         upgrade = _UPGRADES.get((schema, version))
         if upgrade is None:
             raise ValueError(f"{schema} version {version} has no reader")
-        payload = upgrade(payload)
+        try:
+            payload = upgrade(payload)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{schema} version {version} lacks what it must have: {error}") from error
         version += 1
     return target.model_validate(payload)

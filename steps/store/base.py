@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from artifacts_schema.references import FolderRef, ObjectRef
-from steps.errors import StoreError
+from steps.errors import DamagedError
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Store(Protocol):
     def path_of(self, ref: ObjectRef) -> Path:
         """A local, read-only file with the object's bytes. Verifies the hash; raises StoreError naming the object."""
 
-    def has(self, sha256: str) -> bool:
-        """True when the object exists."""
+    def has(self, sha256: str, size: int | None = None) -> bool:
+        """True when the object exists and, with `size`, has so many bytes. Its bytes are not read."""
 
     def put_document(self, key: str, text: str) -> None:
         """Write a JSON document atomically."""
@@ -148,9 +148,9 @@ def by_work_key(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def object_name(sha256: str) -> str:
-    """Relative place of an object, `objects/<first two digits>/<sha256>`. Raises StoreError for anything else."""
+    """Relative place of an object, `objects/<first two digits>/<sha256>`. Raises DamagedError for anything else."""
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-        raise StoreError(f"expected a SHA-256 in hex, found {sha256!r}")
+        raise DamagedError(f"expected a SHA-256 in hex, found {sha256!r}")
     return f"objects/{sha256[:2]}/{sha256}"
 
 

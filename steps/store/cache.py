@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from artifacts_schema.base import Record, content_hash
-from artifacts_schema.readers import read_record
-from steps.errors import DamagedError
+from artifacts_schema.readers import NewerRecord, read_record
+from steps.errors import DamagedError, StoreError
 from steps.store.base import Store
 from steps.store.layout import check_layout
 from steps.store.leases import lease
@@ -102,32 +102,44 @@ def mark_use(store: Store, run_id: str, key: StageKey, *, origin: str | None = N
 def lookup(store: Store, key: StageKey) -> tuple[Record | None, str]:
     """The cached record, or None and what is wrong with it; nothing is wrong with one that was never there.
 
-    A record whose objects are gone from the store counts as a miss.
+    A damaged record, or one whose objects are gone from the store, counts as a miss. Raises StoreError for a record of
+    a newer version than this program reads: it is somebody's work, not damage.
     """
     try:
         text = store.get_document(key.document)
-    except DamagedError as error:
-        logger.warning("stage=%s is cached but its record is damaged; running it again: %s", key.stage, error)
-        return None, f"its record is damaged ({error})"
-    if text is None:
-        return None, ""
-    entry = json.loads(text)
-    entry.pop(PARTS, None)
-    record = read_record(json.dumps(entry))
-    missing = [sha for sha in object_hashes(entry) if not store.has(sha)]
+        if text is None:
+            return None, ""
+        entry = json.loads(text)
+        if isinstance(entry, dict):
+            entry.pop(PARTS, None)
+        record = read_record(json.dumps(entry))
+        missing = [sha for sha, size in _objects(entry) if not store.has(sha, size)]
+    except NewerRecord as error:
+        raise StoreError(f"cannot use {key.document} in the store {store.root}: {error}") from error
+    except (DamagedError, ValueError) as error:
+        why = " ".join(str(error).split())
+        logger.warning("stage=%s is cached but its record is damaged; running it again: %s", key.stage, why)
+        return None, f"its record is damaged ({why})"
     if missing:
-        logger.warning("stage=%s is cached but object %s is gone; running it again", key.stage, missing[0])
-        return None, f"object {missing[0]} of its record is gone"
+        logger.warning(
+            "stage=%s is cached but object %s is gone or cut short; running it again", key.stage, missing[0]
+        )
+        return None, f"object {missing[0]} of its record is gone or cut short"
     return record, ""
 
 
 def object_hashes(value: Any) -> Iterator[str]:
     """Every object reference inside a JSON value."""
+    yield from (sha256 for sha256, _ in _objects(value))
+
+
+def _objects(value: Any) -> Iterator[tuple[str, int | None]]:
+    """Hash and size of every object reference inside a JSON value; None for a size that it does not say."""
     if isinstance(value, dict):
         if isinstance(value.get("sha256"), str) and str(value.get("uri", "")).startswith("sha256:"):
-            yield value["sha256"]
+            yield value["sha256"], value.get("bytes")
         for item in value.values():
-            yield from object_hashes(item)
+            yield from _objects(item)
     elif isinstance(value, list):
         for item in value:
-            yield from object_hashes(item)
+            yield from _objects(item)

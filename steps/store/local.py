@@ -9,38 +9,18 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, DiskFullError, StoreError
 from steps.store.base import Entry, Mirror, by_work_key, object_name
+from steps.store.files import HashingWriter, entry_of, flush, flush_names, new_partial, read_text, reading
 from steps.store.layout import check_layout, mark_new
 
 _CHUNK = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class HashingWriter:
-    """Writes to a file and hashes what it writes. It cannot seek, so that bytes can only come in order."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        """Append bytes."""
-        self._digest.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 (hex) of everything written so far."""
-        return self._digest.hexdigest()
 
 
 class LocalStore:
@@ -78,7 +58,7 @@ class LocalStore:
 
     def read_layout(self) -> str | None:
         """See Store."""
-        return _read(self.folder / "layout.json")
+        return read_text(self.folder / "layout.json")
 
     def swap_layout(self, old: str | None, new: str) -> bool:
         """See Store."""
@@ -127,8 +107,7 @@ class LocalStore:
                 target = HashingWriter(file)
                 write(target)
                 if self._durable:
-                    file.flush()
-                    os.fsync(file.fileno())
+                    flush(file)
             if expected not in (None, target.sha256):
                 raise DamagedError(f"expected bytes of SHA-256 {expected}, found {target.sha256}")
             final = self._object(target.sha256)
@@ -141,12 +120,13 @@ class LocalStore:
     def path_of(self, ref: ObjectRef) -> Path:
         """See Store."""
         path = self._object(ref.sha256)
-        if not path.is_file():
+        try:
+            with reading(path), path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
             raise StoreError(
                 f"object {ref.sha256} is not in the store {self.folder}; rerun the stage that made it"
-            )
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            ) from error
         if found != ref.sha256:
             raise DamagedError(
                 f"object {ref.sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
@@ -154,9 +134,14 @@ class LocalStore:
             )
         return path
 
-    def has(self, sha256: str) -> bool:
+    def has(self, sha256: str, size: int | None = None) -> bool:
         """See Store."""
-        return self._object(sha256).is_file()
+        path = self._object(sha256)
+        try:
+            with reading(path):
+                return size in (None, path.stat().st_size)
+        except FileNotFoundError:
+            return False
 
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
@@ -164,7 +149,7 @@ class LocalStore:
 
     def get_document(self, key: str) -> str | None:
         """See Store."""
-        return _read(self._document(key))
+        return read_text(self._document(key))
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
         """See Store. The swap happens under a file lock, which also holds on NFS 4."""
@@ -180,7 +165,7 @@ class LocalStore:
         for path in folder.rglob("*.json"):
             key = path.relative_to(folder).as_posix().removesuffix(".json")
             if key.startswith(prefix):
-                yield from _entry(key, path)
+                yield from entry_of(key, path)
 
     def delete_document(self, key: str) -> None:
         """See Store."""
@@ -190,14 +175,14 @@ class LocalStore:
         """See Store. Partial files that a killed process left count as well, under their own names."""
         for path in (self.folder / "objects").rglob("*"):
             if path.is_file():
-                yield from _entry(path.name, path)
+                yield from entry_of(path.name, path)
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
         """See Store."""
         partial = sha256.startswith(".partial-")
         path = self._inside(self.folder / "objects", sha256) if partial else self._object(sha256)
         with self._locked("objects"):
-            for entry in _entry(sha256, path):
+            for entry in entry_of(sha256, path):
                 if entry.age_s >= min_age_s:
                     path.unlink()
                     return True
@@ -213,7 +198,9 @@ class LocalStore:
         """See Store."""
         folder = self.folder / "work"
         files = (path for path in folder.rglob("*") if path.is_file())
-        yield from by_work_key(e for path in files for e in _entry(path.relative_to(folder).as_posix(), path))
+        yield from by_work_key(
+            e for path in files for e in entry_of(path.relative_to(folder).as_posix(), path)
+        )
 
     def delete_work(self, key: str) -> None:
         """See Store."""
@@ -228,12 +215,17 @@ class LocalStore:
     def _write(self, path: Path, text: str) -> None:
         with self._partial() as partial:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                if self._durable:
+                    flush(file)
             partial.replace(path)
+            if self._durable:
+                flush_names(path.parent)
 
     def _swap(self, path: Path, old: str | None, new: str) -> bool:
         with self._locked("documents"):
-            if _read(path) != old:
+            if read_text(path) != old:
                 return False
             self._write(path, new)
             return True
@@ -266,11 +258,9 @@ class LocalStore:
     def _partial(self) -> Iterator[Path]:
         """A temporary file inside the store, so that publishing it is a rename; removed if anything goes wrong."""
         try:
-            handle, name = tempfile.mkstemp(dir=self.folder / "objects", prefix=".partial-")
+            partial = new_partial(self.folder / "objects")
         except OSError as error:
             raise self._translate(error) from error
-        os.close(handle)
-        partial = Path(name)
         try:
             yield partial
         except OSError as error:
@@ -285,20 +275,3 @@ class LocalStore:
                 f"no space left in {self.folder} ({free >> 20} MiB free); free some and resume"
             )
         return StoreError(f"cannot write to the store {self.folder}: {error}")
-
-
-def _read(path: Path) -> str | None:
-    """A file's text, or None when there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _entry(name: str, path: Path) -> Iterator[Entry]:
-    """The entry of a file, or nothing when it went away meanwhile."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return
-    yield Entry(name, found.st_size, time.time() - found.st_mtime)

@@ -43,6 +43,7 @@ class S3Store:
         """
         self.bucket = Bucket(config)
         self.local = LocalStore(local, durable=False, any_layout=any_layout)
+        self._damaged: set[str] = set()  # objects that this process found damaged on the server
 
     @property
     def root(self) -> str:
@@ -95,15 +96,23 @@ class S3Store:
 
         try:
             self.bucket.attempt(f"reading object {ref.sha256}", download)
+        except DamagedError as error:
+            self._damaged.add(ref.sha256)
+            raise DamagedError(
+                f"{error}; delete {self.root}/{name} and rerun the stage that made it"
+            ) from error
         except botocore.exceptions.ClientError as error:
             raise StoreError(
                 f"object {ref.sha256} is not in the store {self.root}; rerun the stage that made it"
             ) from error
+        self._damaged.discard(ref.sha256)
         return self.local.folder / name
 
-    def has(self, sha256: str) -> bool:
-        """See Store: asks the server, whatever the local cache holds."""
-        return self.bucket.head(object_name(sha256)) is not None
+    def has(self, sha256: str, size: int | None = None) -> bool:
+        """See Store: asks the server, whatever the local cache holds. Not what this process found damaged there."""
+        found = self.bucket.head(object_name(sha256))
+        whole = found is not None and size in (None, found["ContentLength"])
+        return whole and sha256 not in self._damaged
 
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
@@ -224,15 +233,17 @@ class S3Store:
         return S3Mirror(self.bucket, f"work/{_safe(key)}/")
 
     def _send(self, ref: ObjectRef) -> ObjectRef:
-        """Send an object from the local cache, unless the server has it whole and recently written."""
+        """Send an object from the local cache, unless the server has it recently written and, for all we know, whole."""
         name = object_name(ref.sha256)
         found = self.bucket.head(name)
-        if found is not None and found["ContentLength"] == ref.bytes and age_s(found) <= _FRESH_S:
+        whole = found is not None and found["ContentLength"] == ref.bytes and ref.sha256 not in self._damaged
+        if whole and age_s(found) <= _FRESH_S:
             return ref
         self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
         self._outlast_removal(ref.sha256)
         if self.bucket.head(name) is None:
             self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256} again")
+        self._damaged.discard(ref.sha256)
         return ref
 
     def _outlast_removal(self, sha256: str) -> None:

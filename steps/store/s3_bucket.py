@@ -20,7 +20,7 @@ from tqdm import tqdm
 from artifacts_schema.config import StoreConfig
 from steps.errors import DamagedError, StoreError
 from steps.store.base import Entry
-from steps.store.local import HashingWriter
+from steps.store.files import HashingWriter
 from steps.store.s3_client import Location, attempt, make_client
 
 SHOWN_BYTES = 64 << 20  # larger transfers show a progress bar
@@ -41,8 +41,8 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """boto3's S3 client; made on first use."""
-        return make_client(self._config)
+        """boto3's S3 client; made on first use. Raises StoreError when no server answers."""
+        return make_client(self._config, self.location)
 
     def attempt(self, what: str, action: Callable[[], Any]) -> Any:
         """See `s3_client.attempt`."""
@@ -135,7 +135,7 @@ class Bucket:
         )
 
     def read(self, name: str) -> tuple[str, str] | None:
-        """Text and ETag, or None when there is no such name. Raises DamagedError when the hash is wrong."""
+        """Text and ETag, or None when there is no such name. Raises DamagedError when the hash is wrong or it is no text."""
 
         def get() -> tuple[str, str]:
             answer = self.client.get_object(**self._address(name))
@@ -143,7 +143,10 @@ class Bucket:
             expected = answer["Metadata"].get("sha256")
             if expected is not None and hashlib.sha256(data).hexdigest() != expected:
                 raise DamagedError(f"{name} does not have the hash it was written with")
-            return data.decode(), answer["ETag"]
+            try:
+                return data.decode(), answer["ETag"]
+            except UnicodeDecodeError as error:
+                raise DamagedError(f"{name} holds no text") from error
 
         try:
             found: tuple[str, str] = self.attempt(f"reading {name}", get)

@@ -17,6 +17,7 @@ import botocore.exceptions
 import s3transfer.exceptions
 import urllib3.exceptions
 from boto3.exceptions import Boto3Error, RetriesExceededError
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
@@ -48,6 +49,7 @@ _BROKEN = (
     TimeoutError,
     DamagedError,
 )
+_REACH_S = 60.0  # a server of one's own that is started again answers within this
 _TRIES = (
     4  # of what botocore has given up or does not judge; each of them is tried `store.attempts` times inside
 )
@@ -86,20 +88,69 @@ class Location:
         return SCHEME + "/".join(filter(None, (self.bucket, self.prefix)))
 
 
-def make_client(config: StoreConfig) -> Any:
-    """A client with adaptive retries and time-outs. Its signature also covers the bodies it sends."""
-    return boto3.session.Session().client(
+def make_client(config: StoreConfig, location: Location) -> Any:
+    """A client with adaptive retries and time-outs. Its signature also covers the bodies it sends.
+
+    Raises StoreError when no server answers at the endpoint.
+    """
+    session = boto3.session.Session()
+    # A server of one's own rarely has a wildcard DNS entry for buckets.
+    common = Config(s3={"addressing_style": "path" if _own_server(config) else "auto"})
+    _require_answer(session, config, location, common)
+    return session.client(
         "s3",
         endpoint_url=config.endpoint,
-        config=Config(
-            connect_timeout=min(10.0, config.timeout_s),
-            read_timeout=config.timeout_s,
-            retries={"mode": "adaptive", "total_max_attempts": config.attempts},
-            max_pool_connections=16,
-            # A server of one's own rarely has a wildcard DNS entry for buckets.
-            s3={"addressing_style": "path" if _own_server(config) else "auto"},
+        config=common.merge(
+            Config(
+                connect_timeout=min(10.0, config.timeout_s),
+                read_timeout=config.timeout_s,
+                retries={"mode": "adaptive", "total_max_attempts": config.attempts},
+                max_pool_connections=16,
+            )
         ),
     )
+
+
+def _require_answer(
+    session: boto3.session.Session, config: StoreConfig, location: Location, common: Config
+) -> None:
+    """Say at once when nobody answers, and raise StoreError when that does not change for `_REACH_S`. The client itself is
+    silent for minutes: it is meant for a server that goes away in the midst of work, not for one that was never there.
+
+    Any answer will do, a refusal and an overloaded server's, too: the client knows what to do with it. The question is
+    not signed.
+    """
+    probe = session.client(
+        "s3",
+        endpoint_url=config.endpoint,
+        config=common.merge(
+            Config(
+                signature_version=UNSIGNED,
+                connect_timeout=min(3.0, config.timeout_s),
+                read_timeout=min(5.0, config.timeout_s),
+                retries={"total_max_attempts": 1},
+            )
+        ),
+    )
+    until, wait_s = time.monotonic() + _REACH_S, 0.5
+    for number in range(1, config.attempts + 1):
+        try:
+            probe.head_bucket(Bucket=location.bucket)
+        except (botocore.exceptions.ConnectionError, botocore.exceptions.ReadTimeoutError) as error:
+            if number == config.attempts or time.monotonic() > until:
+                raise explain(error, "finding the server", location) from error
+            if number == 1:
+                logger.warning(
+                    "%s; asking again for up to %.0f s",
+                    explain(error, "finding the server", location),
+                    _REACH_S,
+                )
+        except _FAILURES:
+            return
+        else:
+            return
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 8.0)
 
 
 def _own_server(config: StoreConfig) -> bool:
@@ -157,17 +208,24 @@ def _is_passing(error: BaseException, cause: BaseException | None) -> bool:
     return isinstance(error, RetriesExceededError) or isinstance(cause, _BROKEN)
 
 
+_NO_ANSWER = "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3"
+_POLICY = (
+    "`python -m infra.s3` prints what a run needs (with store.kms_key: --kms-key); a bucket may also demand a certain "
+    "store.encryption"
+)
 _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it or correct store.root",
-    "AccessDenied": "these credentials may not do that; the policy in infra/s3 lists what a run needs",
-    "403": "these credentials may not do that, or are wrong; the policy in infra/s3 lists what a run needs",
+    "AccessDenied": f"these credentials may not do that; {_POLICY}",
+    "403": f"these credentials may not do that, or are wrong; {_POLICY}",
     "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID and the endpoint",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "the session token has expired; get a new one",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
     "NoCredentialsError": "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile",
     "PartialCredentialsError": "the credentials are incomplete; set both keys",
-    "EndpointConnectionError": "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3",
+    "EndpointConnectionError": _NO_ANSWER,
+    "ConnectTimeoutError": _NO_ANSWER,
+    "ReadTimeoutError": _NO_ANSWER,
     "NoRegionError": "there is no region; set AWS_DEFAULT_REGION",
     "DamagedError": "what arrived is not what was stored, every time",
     "FlexibleChecksumError": "what arrived is not what was stored, every time",

@@ -12,6 +12,7 @@ import pytest
 
 from artifacts_schema.config import StoreConfig
 from infra.local import seaweedfs
+from infra.local.__main__ import exports
 from infra.local.seaweedfs import Server, free_ports
 from steps.store import get_bytes, open_store
 
@@ -54,6 +55,74 @@ def test_it_listens_on_loopback_only(s3_server: Server) -> None:
     ]
     assert listening
     assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def start(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, when it is expected to end by itself."""
+    command = [sys.executable, "-m", "infra.local", "--folder", str(folder), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+
+
+def test_a_taken_port_is_said_at_once(s3_server: Server, tmp_path: Path) -> None:
+    port = s3_server.endpoint.rpartition(":")[2]
+    ended = start(tmp_path, "--port", port)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: port {port} is taken")
+    assert "--port" in ended.stderr
+
+
+def test_a_second_server_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with seaweedfs.serve(tmp_path, stop_s=0.0):
+        keys = (tmp_path / "s3.json").read_text()
+        ended = start(tmp_path, "--port", "0")
+        assert ended.returncode == 1
+        assert f"error: a server works in {tmp_path} already" in ended.stderr
+        assert (tmp_path / "s3.json").read_text() == keys
+    with seaweedfs.serve(tmp_path, stop_s=0.0):
+        pass
+
+
+def test_another_server_that_answers_is_not_taken_for_the_own(
+    s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may take the port between the look and the start; the own server then ends."""
+    weed = tmp_path / "weed"
+    weed.write_text("#!/bin/sh\necho address already in use; exit 1\n")
+    weed.chmod(0o755)
+    monkeypatch.setattr(seaweedfs, "binary", lambda: weed)
+    monkeypatch.setattr(seaweedfs, "_is_free", lambda _: True)
+    port = int(s3_server.endpoint.rpartition(":")[2])
+    serving = seaweedfs.serve(tmp_path / "data", admin=s3_server.admin, s3_port=port)
+    with pytest.raises(RuntimeError, match="address already in use"), serving:
+        pass
+
+
+def test_a_server_that_dies_ends_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.local", "--folder", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("# Ctrl-C"):
+            assert process.poll() is None, "it ended before it was ready"
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        try:
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert said.startswith("error: the server has ended")
+
+
+def test_a_shell_reads_what_the_environment_file_says(tmp_path: Path) -> None:
+    value = 'a\'b $HOME `id` "c"; \\'
+    (tmp_path / "environment").write_text("\n".join(exports({"SECRET": value})))
+    script = f". {tmp_path / 'environment'}; printenv SECRET"
+    assert (
+        subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+        == f"{value}\n"
+    )
 
 
 def test_free_ports_differ() -> None:

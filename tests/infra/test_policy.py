@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
+from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, policy
 from steps.errors import StoreError
 from steps.store import get_bytes
@@ -44,6 +45,44 @@ def test_a_runner_may_remove_scratch_only() -> None:
         "work/*",
         "documents/probes/*",
     ]
+
+
+KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("role", "actions"),
+    [
+        ("runner", {"kms:Decrypt", "kms:GenerateDataKey"}),
+        ("reader", {"kms:Decrypt"}),
+        ("collector", {"kms:Decrypt", "kms:GenerateDataKey"}),
+    ],
+)
+def test_a_key_of_ones_own_may_be_used_and_no_other(role: Role, actions: set[str]) -> None:
+    plain, statements = (policy(BUCKET, PREFIX, role, kms_key=key)["Statement"] for key in (None, KEY))
+    (added,) = [statement for statement in statements if statement not in plain]
+    assert set(added["Action"]) == actions
+    assert added["Resource"] == [KEY]
+
+
+@pytest.mark.parametrize("key", ["1234abcd", "alias/x", KEY.replace("key/", "alias/"), f"{KEY}*", "*"])
+def test_what_is_no_key_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="must be given as arn:aws:kms"):
+        policy(BUCKET, PREFIX, "runner", kms_key=key)
+
+
+def test_a_bucket_policy_grants_nothing_on_a_key() -> None:
+    with pytest.raises(ValueError, match="leave out the principals"):
+        policy(BUCKET, PREFIX, "runner", kms_key=KEY, principals=["arn:aws:iam::111122223333:role/x"])
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--bucket", BUCKET, "--prefix", PREFIX, "--kms-key"]
+    assert main([*arguments, KEY]) == 0
+    assert json.loads(capsys.readouterr().out) == policy(BUCKET, PREFIX, "runner", kms_key=KEY)
+    with pytest.raises(SystemExit):
+        main([*arguments, "1234abcd"])
+    assert "must be given as arn:aws:kms" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

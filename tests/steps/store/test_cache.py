@@ -12,6 +12,7 @@ import pytest
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
+from steps.errors import StoreError
 from steps.store import Store
 from steps.store.cache import StageKey, cached_stage
 
@@ -80,6 +81,46 @@ def test_record_without_its_object_is_a_miss(store: Store) -> None:
     record = cached_stage(store, key(), stage).record
     store.delete_object(record.weights.sha256)
     assert not cached_stage(store, key(), stage).hit
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "a record is a JSON object"),
+        ('{"schema": "someone.else", "version": 1}', "unknown record schema 'someone.else'"),
+        ('{"schema": "snapfusion.training", "version": "1"}', "it must be an integer"),
+        ('{"schema": "snapfusion.training", "version": 0}', "has no reader"),
+        ('{"schema": "snapfusion.training", "version": 1}', "Field required"),
+        ('{"schema": "snapfusion.bundle", "version": 1}', "lacks what it must have: 'components'"),
+    ],
+    ids=["empty", "no object", "foreign", "no version", "unreadable version", "no fields", "old, no fields"],
+)
+def test_a_damaged_or_foreign_record_is_a_miss_that_says_why(
+    store: Store, caplog: pytest.LogCaptureFixture, text: str, why: str
+) -> None:
+    stage = Stage(store)
+    store.put_document(key().document, text)
+    assert not cached_stage(store, key(), stage).hit
+    assert "its record is damaged; running it again" in caplog.text
+    assert why in caplog.text
+    assert cached_stage(store, key(), stage).hit
+
+
+def test_a_record_that_names_no_object_is_a_miss(store: Store) -> None:
+    stage = Stage(store)
+    record = cached_stage(store, key(), stage).record
+    sha256 = record.weights.sha256
+    store.put_document(key().document, record.to_json().replace(sha256, f"#{sha256[1:]}"))
+    assert not cached_stage(store, key(), stage).hit
+
+
+def test_a_record_of_a_newer_version_is_not_overwritten(store: Store) -> None:
+    text = '{"schema": "snapfusion.training", "version": 99}'
+    store.put_document(key().document, text)
+    with pytest.raises(StoreError, match=r"stages/robust_training/.* version 99 is newer.*update it"):
+        cached_stage(store, key(), Stage(store))
+    assert store.get_document(key().document) == text
 
 
 def test_failed_stage_leaves_no_record(store: Store) -> None:

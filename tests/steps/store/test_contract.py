@@ -34,6 +34,12 @@ def test_missing_object_is_named(store: Store) -> None:
         store.path_of(missing)
 
 
+def test_an_object_of_another_size_does_not_count_as_there(store: Store) -> None:
+    ref = store.put_bytes(b"latent")
+    assert store.has(ref.sha256, 6)
+    assert not store.has(ref.sha256, 5)
+
+
 @pytest.mark.parametrize("sha256", ["", "../" * 21 + "x", "B" * 64])
 def test_objects_have_no_other_names_than_hashes(store: Store, sha256: str) -> None:
     with pytest.raises(StoreError, match="expected a SHA-256"):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from artifacts_schema.references import FolderRef
+from steps.context import StageContext
+from steps.inputs import fetch_folder
 from steps.store import LocalStore, Store, get_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,6 +104,20 @@ def test_a_full_disk_keeps_what_was_stored(small_disk: Path) -> None:
     store = LocalStore(small_disk)
     assert [entry.bytes for entry in store.objects()] == [4]
     store.put_bytes(b"there is room again")
+
+
+def test_a_copy_of_an_input_that_does_not_fit_is_not_taken_for_whole(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    ref = FolderRef(files={"weights": store.put_bytes(bytes(4 << 20))})
+    context = StageContext(
+        stage="start", store=store, work=small_disk, seed=0
+    )  # links do not reach another file system
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            fetch_folder(context, ref, "base")
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
 def test_a_read_only_store_is_said_before_any_work(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from benchmarks.store_faults import round_of
 from infra.local.fault_proxy import FAULTS, FaultPlan, fault_proxy
 from infra.local.seaweedfs import Server
 from steps.errors import DamagedError, StoreError
+from steps.store import open_store
 from steps.store.s3 import S3Store
 from tests.conftest import BUCKET, MakeS3
 
@@ -79,6 +80,24 @@ def test_a_swap_whose_answer_was_lost_is_known_to_have_happened(
         assert store.swap_document("champion", "a", "b")
     assert plan.injected["reset_after"] == 1
     assert plain.get_document("champion") == "b"
+
+
+def test_an_overloaded_server_is_asked_again_when_a_store_is_opened(
+    s3_server: Server, make_s3: MakeS3, tmp_path: Path
+) -> None:
+    root = make_s3().root
+
+    class Overloaded(FaultPlan):
+        """Answers 503 four times."""
+
+        def draw(self, *, has_request_body: bool) -> tuple[str, float]:
+            self.rate = 1.0 if self.injected["slow_down_503"] < 4 else 0.0
+            return super().draw(has_request_body=has_request_body)
+
+    plan = Overloaded(["slow_down_503"])
+    with fault_proxy(s3_server.endpoint, plan) as proxy:
+        open_store(StoreConfig(root=root, endpoint=proxy), tmp_path)
+    assert plan.injected["slow_down_503"] == 4
 
 
 def test_a_server_that_only_fails_ends_in_a_clear_error(

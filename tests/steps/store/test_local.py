@@ -2,11 +2,14 @@
 
 import errno
 import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from steps.errors import DiskFullError, StoreError
+from steps.errors import DamagedError, DiskFullError, StoreError
 from steps.store import LocalStore
 
 
@@ -26,6 +29,95 @@ def test_damaged_object_is_never_used(store: LocalStore) -> None:
     path.write_bytes(b"weightz")
     with pytest.raises(StoreError, match=ref.sha256):
         store.path_of(ref)
+
+
+def test_a_document_that_is_no_text_is_damaged(store: LocalStore) -> None:
+    store.put_document("stages/a/1", "{}")
+    (store.folder / "documents/stages/a/1.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(DamagedError, match=r"stages/a/1\.json is damaged"):
+        store.get_document("stages/a/1")
+
+
+def test_a_document_is_on_the_disk_before_it_has_its_name(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = store.folder / "documents/stages/a/1.json"
+    flushed: list[tuple[Path, bool]] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{handle}")), final.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.put_document("stages/a/1", "{}")
+    (partial, named), (folder, renamed) = flushed
+    assert partial.name.startswith(".partial-")
+    assert folder == final.parent
+    assert (named, renamed) == (False, True)
+
+
+def test_a_cache_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fsync")
+    LocalStore(tmp_path, durable=False).put_document("key", "{}")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_documents_have_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        store = LocalStore(tmp_path / "store")
+        store.put_document("key", "{}")
+        store.swap_document("swapped", None, "{}")
+    finally:
+        os.umask(before)
+    for name in ("layout.json", "documents/key.json", "documents/swapped.json"):
+        assert stat.S_IMODE((store.folder / name).stat().st_mode) == mode
+
+
+@pytest.fixture
+def nobody() -> Iterator[Callable[[], None]]:
+    """What turns this process into one of another user, until the end of the test."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Iterator[Path]:
+    """A folder that other users reach; pytest's own they do not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_another_user_of_the_machine_reads_the_store(public: Path, nobody: Callable[[], None]) -> None:
+    store = LocalStore(public / "store")
+    ref = store.put_bytes(b"weights")
+    store.put_document("key", "{}")
+    nobody()
+    store = LocalStore(public / "store")
+    assert store.get_document("key") == "{}"
+    assert store.path_of(ref).read_bytes() == b"weights"
+    with pytest.raises(StoreError, match="cannot write to the store"):
+        store.put_document("key", "[]")
+
+
+def test_what_a_user_may_not_read_is_a_clear_error(public: Path, nobody: Callable[[], None]) -> None:
+    store = LocalStore(public / "store")
+    ref = store.put_bytes(b"weights")
+    store.put_document("key", "{}")
+    (store.folder / "documents/key.json").chmod(0o600)
+    (store.folder / "objects").chmod(0o700)
+    nobody()
+    for read in (
+        lambda: store.get_document("key"),
+        lambda: store.path_of(ref),
+        lambda: store.has(ref.sha256),
+    ):
+        with pytest.raises(StoreError, match=r"cannot read .*Permission denied; .* user 65534 may read"):
+            read()
 
 
 def test_disk_full_leaves_nothing_behind(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

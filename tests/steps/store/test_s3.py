@@ -1,7 +1,10 @@
 """What is special about the S3 store, against a real server: transfers, the local cache, clear errors, encryption."""
 
 import os
+import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,17 @@ import pytest
 
 from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
 from artifacts_schema.references import ObjectRef
-from infra.local.seaweedfs import Identity, Server
+from infra.local.fault_proxy import FaultPlan, fault_proxy
+from infra.local.seaweedfs import Identity, Server, free_ports
 from steps.errors import ConfigError, DamagedError, StoreError
-from steps.store import LocalStore, get_bytes, open_store, s3_bucket
+from steps.store import LocalStore, get_bytes, open_store, s3_bucket, s3_client
 from steps.store import s3 as s3_module
+from steps.store.cache import cached_stage
 from steps.store.s3 import S3Store
 from steps.store.s3_client import Location
 from tests.conftest import BUCKET, READER, RUNNER, MakeS3
+from tests.steps.store.test_cache import Stage
+from tests.steps.store.test_cache import key as stage_key
 
 
 def use(monkeypatch: pytest.MonkeyPatch, server: Server, identity: Identity) -> None:
@@ -90,9 +97,22 @@ def test_object_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
     ref = store.put_bytes(b"weights")
     overwrite(store, ref, b"weightz")
     other = make_s3("damaged", local="b")
-    with pytest.raises(DamagedError, match=ref.sha256):
+    place = f"s3://{BUCKET}/damaged/objects/{ref.sha256[:2]}/{ref.sha256}"
+    with pytest.raises(DamagedError, match=f"delete {place} and rerun the stage that made it"):
         other.path_of(ref)
     assert list(other.local.objects()) == []
+
+
+def test_who_found_an_object_damaged_sends_it_again_however_young_it_is(make_s3: MakeS3) -> None:
+    ref = make_s3("found", local="a").put_bytes(b"weights")
+    overwrite(make_s3("found", local="a"), ref, b"weightz")
+    store = make_s3("found", local="b")
+    with pytest.raises(DamagedError):
+        store.path_of(ref)
+    assert not store.has(ref.sha256)
+    store.put_bytes(b"weights")
+    assert store.has(ref.sha256)
+    assert get_bytes(make_s3("found", local="c"), ref) == b"weights"
 
 
 def test_object_cut_short_on_the_server_is_stored_again(make_s3: MakeS3) -> None:
@@ -103,12 +123,29 @@ def test_object_cut_short_on_the_server_is_stored_again(make_s3: MakeS3) -> None
     assert get_bytes(make_s3("short", local="b"), ref) == b"weights"
 
 
+def test_a_record_whose_object_was_cut_short_on_the_server_is_a_miss(make_s3: MakeS3) -> None:
+    store = make_s3("short-record", local="a")
+    stage = Stage(store)
+    weights = cached_stage(store, stage_key(), stage).record.weights
+    overwrite(store, weights, b"wei")
+    assert not cached_stage(make_s3("short-record", local="b"), stage_key(), stage).hit
+    assert get_bytes(make_s3("short-record", local="c"), weights) == b"weights"
+
+
 def test_document_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
     store = make_s3()
     store.put_document("stages/a/1", '{"lr": 1}')
     key = store.bucket.location.key("documents/stages/a/1.json")
     meta = store.bucket.client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
     store.bucket.client.put_object(Bucket=BUCKET, Key=key, Body=b'{"lr": 9}', Metadata=meta)
+    with pytest.raises(DamagedError, match="stages/a/1"):
+        store.get_document("stages/a/1")
+
+
+def test_a_document_that_is_no_text_is_damaged(make_s3: MakeS3) -> None:
+    store = make_s3()
+    name = store.bucket.location.key("documents/stages/a/1.json")
+    store.bucket.client.put_object(Bucket=BUCKET, Key=name, Body=b"\xff\xfe")
     with pytest.raises(DamagedError, match="stages/a/1"):
         store.get_document("stages/a/1")
 
@@ -278,9 +315,41 @@ def test_no_credentials_at_all(make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch,
         make_s3().check()
 
 
-def test_server_that_does_not_answer(make_s3: MakeS3) -> None:
-    with pytest.raises(StoreError, match="the server does not answer; check store.endpoint"):
-        make_s3(endpoint="http://127.0.0.1:9", attempts=1).check()
+@pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
+def test_a_server_that_never_answers_is_said_at_once(
+    make_s3: MakeS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    listens: bool,
+) -> None:
+    monkeypatch.setattr(s3_client, "_REACH_S", 1.0)
+    root = make_s3().root  # also sets the credentials
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        config = StoreConfig(root=root, endpoint=f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5)
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="the server does not answer; check store.endpoint"):
+            open_store(config, tmp_path)
+    assert "the server does not answer; check store.endpoint" in caplog.text  # before it is asked again
+    # The client alone makes ten attempts with growing pauses, four times over.
+    assert time.monotonic() - started < 20.0
+
+
+def test_a_server_that_is_being_started_is_waited_for(
+    s3_server: Server, make_s3: MakeS3, tmp_path: Path
+) -> None:
+    root = make_s3().root
+    (port,) = free_ports(1)
+    config = StoreConfig(root=root, endpoint=f"http://127.0.0.1:{port}")
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(open_store, config, tmp_path)
+        time.sleep(0.5)
+        assert not opened.done()
+        with fault_proxy(s3_server.endpoint, FaultPlan(rate=0.0), port=port):
+            assert opened.result(60).root == root
 
 
 def test_newer_layout_is_refused(make_s3: MakeS3) -> None:
