@@ -12,13 +12,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, DiskFullError, StoreError
-from steps.store.base import Entry, Mirror, by_work_key, object_name
+from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
 from steps.store.layout import check_layout, mark_new
 
 _CHUNK = 1 << 20
@@ -50,7 +50,8 @@ class LocalStore:
         """Open or create the store. Raises StoreError for a layout this version cannot read.
 
         `durable = False` leaves out the flush to disk: for a cache, whose objects are verified at every read and can
-        be fetched again. `any_layout` is for a migration: the layout is neither checked nor marked.
+        be fetched again. There an object's age counts from its last use. `any_layout` is for a migration: the layout is
+        neither checked nor marked.
         """
         self.folder = root.resolve()
         self._durable = durable
@@ -152,6 +153,9 @@ class LocalStore:
                 f"object {ref.sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
                 f"delete {path} and rerun the stage that made it"
             )
+        if not self._durable:
+            with suppress(OSError):  # of another user
+                _touch(path)
         return path
 
     def has(self, sha256: str) -> bool:
@@ -187,17 +191,17 @@ class LocalStore:
         self._document(key).unlink(missing_ok=True)
 
     def objects(self) -> Iterator[Entry]:
-        """See Store. Partial files that a killed process left count as well, under their own names."""
+        """See Store."""
         for path in (self.folder / "objects").rglob("*"):
             if path.is_file():
-                yield from _entry(path.name, path)
+                yield from _entry(path.name, path, last_use=not self._durable)
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
         """See Store."""
-        partial = sha256.startswith(".partial-")
+        partial = sha256.startswith(PARTIAL)
         path = self._inside(self.folder / "objects", sha256) if partial else self._object(sha256)
         with self._locked("objects"):
-            for entry in _entry(sha256, path):
+            for entry in _entry(sha256, path, last_use=not self._durable):
                 if entry.age_s >= min_age_s:
                     path.unlink()
                     return True
@@ -266,7 +270,7 @@ class LocalStore:
     def _partial(self) -> Iterator[Path]:
         """A temporary file inside the store, so that publishing it is a rename; removed if anything goes wrong."""
         try:
-            handle, name = tempfile.mkstemp(dir=self.folder / "objects", prefix=".partial-")
+            handle, name = tempfile.mkstemp(dir=self.folder / "objects", prefix=PARTIAL)
         except OSError as error:
             raise self._translate(error) from error
         os.close(handle)
@@ -295,10 +299,18 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _entry(name: str, path: Path) -> Iterator[Entry]:
-    """The entry of a file, or nothing when it went away meanwhile."""
+def _entry(name: str, path: Path, *, last_use: bool = False) -> Iterator[Entry]:
+    """The entry of a file, or nothing when it went away meanwhile. Its age counts from the last writing, or use."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return
-    yield Entry(name, found.st_size, time.time() - found.st_mtime)
+    # The time of change also moves when a file is linked here, and with `_touch`.
+    moment = max(found.st_mtime, found.st_ctime) if last_use else found.st_mtime
+    yield Entry(name, found.st_size, time.time() - moment)
+
+
+def _touch(path: Path) -> None:
+    """Renew the time of change alone: the file may be a link to one of the user's, whose time of writing stays."""
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
