@@ -15,6 +15,7 @@ from steps.evaluation.compare import compare
 from steps.report.content import Block
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
+from steps.store.notes import report_of_run
 
 # Reference, then what is held against it.
 _COMPARISONS = (
@@ -93,9 +94,7 @@ def run(
         folder=str(output),
     )
     _write(report, records, store, bundle=bundle, output=output)
-    for record in everything.values():
-        store.put_document(f"records/{record.identity()}", record.to_json())
-    store.put_document(f"reports/{output.name}", report.to_json())
+    report_of_run(store, output.name, report, everything.values())
     return report, page
 
 
