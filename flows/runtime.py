@@ -25,7 +25,8 @@ from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.stage_versions import stage_version
 from steps.store import Store, open_store
-from steps.store.cache import CacheResult, StageKey, cached_stage, mark_use
+from steps.store.cache import CacheResult, StageKey
+from steps.store.notes import stage_of_run
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
@@ -140,9 +141,14 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
 
         return work(context, StageInputs(plan, context, reads) if plan else None)
 
-    # Before the cache is asked: whoever collects garbage sees from now on that this run refers to the stage.
-    mark_use(store, str(current.run_id), key, origin=current.origin_run_id)
-    result = cached_stage(store, key, lambda: _execute(key, given, config, store), enabled=config.store.cache)
+    result = stage_of_run(
+        store,
+        str(current.run_id),
+        key,
+        lambda: _execute(key, given, config, store),
+        origin=current.origin_run_id,
+        enabled=config.store.cache,
+    )
     name = f"{stage} {label}".strip()
     print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
     current.card["progress"].append(

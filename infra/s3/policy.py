@@ -4,11 +4,12 @@
 |---|---|
 | runner | read, write and list below the project's prefix; remove checkpoints and probes only |
 | reader | read and list: drawing pictures, comparing runs |
-| collector | what a reader may, and remove: `python -m steps.store.collect --delete` |
+| collector | what a reader may, and remove, unfinished uploads included: `python -m steps.store.collect --delete` |
 
-Nobody may read or write outside the prefix, change the bucket, its policy or its versions. A run that is taken over by
-somebody else can therefore not remove weights or records. With a key of one's own (`store.kms_key`) a role may use it
-as far as reading and writing objects needs.
+Nobody may read or write outside the prefix, change the bucket, its policy or its versions. What a collector may see of
+other projects are the names of what is being uploaded. A run that is taken over by somebody else can therefore not
+remove weights or records. With a key of one's own (`store.kms_key`) a role may use it as far as reading and writing
+objects needs.
 """
 
 import re
@@ -67,8 +68,26 @@ def policy(
         ]
     if role == "collector":
         statements += [
-            {"Sid": "Remove", "Action": ["s3:DeleteObject"], "Resource": [f"{arn}/{below}*"]},
-            # A document that came into use while it was being removed is written back; removals are announced.
+            {
+                "Sid": "Remove",
+                "Action": ["s3:DeleteObject", "s3:AbortMultipartUpload"],
+                "Resource": [f"{arn}/{below}*"],
+            },
+            {
+                "Sid": "ListUploads",
+                "Action": ["s3:ListBucketMultipartUploads"],
+                "Resource": [arn],
+                "Condition": {"StringLike": {"s3:prefix": [f"{below}*"]}},
+            },
+            {
+                # For servers that do not tell a policy the prefix of this request. SeaweedFS knows no ...IfExists.
+                "Sid": "ListUploadsWithoutPrefix",
+                "Action": ["s3:ListBucketMultipartUploads"],
+                "Resource": [arn],
+                "Condition": {"Null": {"s3:prefix": "true"}},
+            },
+            # A document that came into use while it was being removed is written back; leases are taken, and removals
+            # announced.
             {
                 "Sid": "PutBack",
                 "Action": ["s3:PutObject"],

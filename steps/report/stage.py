@@ -19,6 +19,7 @@ from steps.evaluation.pictures import grid, png
 from steps.report.content import Block
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
+from steps.store.notes import report_of_run
 
 # Reference, then what is held against it.
 _COMPARISONS = (
@@ -98,9 +99,7 @@ def run(
         folder=str(output),
     )
     _write(report, records, store, pictures, bundle=bundle, output=output)
-    for record in everything.values():
-        store.put_document(f"records/{record.identity()}", record.to_json())
-    store.put_document(f"reports/{output.name}", report.to_json())
+    report_of_run(store, output.name, report, everything.values())
     return report, page
 
 

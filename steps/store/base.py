@@ -1,12 +1,15 @@
 """The interface of a store: content-addressed objects, and small JSON documents under keys."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from artifacts_schema.references import FolderRef, ObjectRef
 from steps.errors import DamagedError
+
+PARTIAL = ".partial-"  # begins the name of what a killed process left half written
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,16 @@ class Store(Protocol):
         """Remove a document; it is no error when there is none."""
 
     def objects(self) -> Iterator[Entry]:
-        """Every stored object, with its age: seconds since it was last written, or found to be stored already."""
+        """Every stored object, with its age: seconds since it was last written, or found to be stored already.
+
+        What a killed process left half written counts as well, under a name that begins with `PARTIAL`.
+        """
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
-        """Remove an object unless it has become younger than `min_age_s` meanwhile; True when it was removed."""
+        """Remove an object unless it has become younger than `min_age_s` meanwhile; True when it was removed.
+
+        Takes every name that `objects` gives.
+        """
 
     def work_folder(self, key: str) -> Path:
         """A local scratch folder that outlives the process; checkpoints of a stage live here under its cache key."""
@@ -145,6 +154,22 @@ def by_work_key(entries: Iterable[Entry]) -> Iterator[Entry]:
             old = found.get(name, Entry(name, 0, entry.age_s))
             found[name] = Entry(name, old.bytes + entry.bytes, min(old.age_s, entry.age_s))
     yield from found.values()
+
+
+def parse_document(key: str, text: str, kind: type = dict) -> Any:
+    """The JSON value, an object unless `kind` says otherwise, of a document. Raises DamagedError that names it."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        valid = False
+    else:
+        valid = isinstance(found, kind)
+    if not valid:
+        raise DamagedError(
+            f"document {key} is damaged: it must hold JSON but holds {text[:100]!r}; "
+            "restore it from a backup, or remove it when nobody works on the store"
+        )
+    return found
 
 
 def object_name(sha256: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from steps.errors import DamagedError, StoreError
-from steps.store.base import Entry
+from steps.store.base import PARTIAL, Entry
 
 
 class HashingWriter:
@@ -36,7 +36,7 @@ def new_partial(folder: Path) -> Path:
 
     Unlike those of `tempfile` it has the rights that the umask leaves, so that a store can be shared.
     """
-    path = folder / f".partial-{uuid.uuid4().hex}"
+    path = folder / f"{PARTIAL}{uuid.uuid4().hex}"
     path.touch(exist_ok=False)
     return path
 
@@ -80,10 +80,18 @@ def read_text(path: Path) -> str | None:
         raise DamagedError(f"{path} is damaged: it holds no text") from error
 
 
-def entry_of(name: str, path: Path) -> Iterator[Entry]:
-    """The entry of a file, or nothing when it went away meanwhile."""
+def entry_of(name: str, path: Path, *, last_use: bool = False) -> Iterator[Entry]:
+    """The entry of a file, or nothing when it went away meanwhile. Its age counts from the last writing, or use."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return
-    yield Entry(name, found.st_size, time.time() - found.st_mtime)
+    # The time of change also moves when a file is linked here, and with `touch`.
+    moment = max(found.st_mtime, found.st_ctime) if last_use else found.st_mtime
+    yield Entry(name, found.st_size, time.time() - moment)
+
+
+def touch(path: Path) -> None:
+    """Renew the time of change alone: the file may be a link to one of the user's, whose time of writing stays."""
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))

@@ -3,7 +3,7 @@
 A holder renews its document again and again. Nobody compares clocks: who waits takes over once the document has not
 changed for `LEASE_S` seconds of its own monotonic clock, or at once when the holder was a process of this machine that
 is gone. Every change is a swap, so that of several that take over one gets it, and a holder that was taken for dead
-(suspended, cut off) notices. docs/adr/0011-leases.md
+(suspended, cut off) notices. Whoever removes a lease takes it first. docs/adr/0011-leases.md
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from steps.errors import StoreError
-from steps.store.base import Store
+from steps.store.base import Store, parse_document
 
 logger = logging.getLogger(__name__)
 LEASE_S = 120.0  # a holder renews at a quarter of this; one that stays silent for so long is taken for dead
@@ -34,16 +34,34 @@ _SILENT_S = 10 * LEASE_S  # a lease this old is renewed no more, unless the cloc
 @contextmanager
 def lease(store: Store, key: str, *, wait_s: float = 6 * 3600.0) -> Iterator[None]:
     """Hold the only right to work on `key`. Waits for another holder; raises StoreError after `wait_s` seconds."""
-    held = _wait_for(store, f"leases/{key}", key, wait_s)
-    stop = threading.Event()
-    thread = threading.Thread(target=held.keep, args=(stop,), daemon=True, name=f"lease {key}")
-    thread.start()
-    try:
+    with _wait_for(store, f"leases/{key}", key, wait_s).kept():
         yield
-    finally:
-        stop.set()
-        thread.join()
-        held.release()
+
+
+@contextmanager
+def idle_lease(store: Store, key: str, seen: str | None) -> Iterator[bool]:
+    """Hold the lease of a key that nobody held when its document read `seen` (None: there was none).
+
+    Yields False, and holds nothing, when the document has changed since: somebody has come.
+    """
+    held = _Held(store, f"leases/{key}")
+    if held.take(seen):
+        with held.kept():
+            yield True
+    else:
+        yield False
+
+
+def remove_lease(store: Store, key: str, seen: str) -> bool:
+    """Remove the lease of a key that nobody held when its document read `seen`; False when it has changed since.
+
+    It is taken first: who comes meanwhile waits, and finds no document.
+    """
+    held = _Held(store, f"leases/{key}")
+    if not held.take(seen):
+        return False
+    store.delete_document(f"leases/{key}")
+    return True
 
 
 def _wait_for(store: Store, document: str, key: str, wait_s: float) -> "_Held":
@@ -51,7 +69,7 @@ def _wait_for(store: Store, document: str, key: str, wait_s: float) -> "_Held":
     seen: str | None = None
     announced = False
     while True:
-        text, now = store.get_document(document), time.monotonic()
+        text, now = _read(store, document), time.monotonic()
         if text != seen:
             seen, seen_since = text, now
         if is_free(text) or now - seen_since > LEASE_S:
@@ -86,23 +104,47 @@ class _Held:
         """Swap the document that was seen for this holder's; False when somebody else was faster."""
         return self._write(seen, {**self._claim, "beat": 0})
 
-    def keep(self, stop: threading.Event) -> None:
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew it within, and release it at the end."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._keep, args=(stop,), daemon=True, name=self._document)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self._release()
+
+    def _keep(self, stop: threading.Event) -> None:
         """Renew until `stop`, or until another took it. A store that fails for a while is tried again."""
         beat = 0
         while not stop.wait(LEASE_S / 4):
             beat += 1
             try:
-                if not self._write(self._text, {**self._claim, "beat": beat}):
-                    logger.warning(
-                        "%s was taken over by %s: this process was silent for too long. Both do the same work",
-                        self._document, holder(self._store.get_document(self._document)),
-                    )  # fmt: skip
-                    self._text = None
+                if not self._renew({**self._claim, "beat": beat}):
                     return
             except StoreError as error:
                 logger.warning("%s could not be renewed and is tried again: %s", self._document, error)
 
-    def release(self) -> None:
+    def _renew(self, claim: Mapping[str, Any]) -> bool:
+        """Renew once; False when another took it."""
+        if self._write(self._text, claim):
+            return True
+        # Removed by a collector that came late, or renewed by this holder and the answer was lost: still its own.
+        seen = _read(self._store, self._document)
+        mine = seen is None or json.loads(seen).get("owner") == self._claim["owner"]
+        if mine and self._write(seen, claim):
+            return True
+        logger.warning(
+            "%s was taken over by %s: this process was silent for too long. Both do the same work",
+            self._document, holder(_read(self._store, self._document)),
+        )  # fmt: skip
+        self._text = None
+        return False
+
+    def _release(self) -> None:
         """Say that the key is free, unless another took it."""
         if self._text is None:
             return
@@ -128,21 +170,37 @@ def is_free(text: str | None) -> bool:
 
 
 def living(store: Store) -> dict[str, str]:
-    """Leases that somebody holds: key to the document's text.
+    """Leases that somebody holds: key to the document's text. Raises DamagedError naming a lease that is none."""
+    return survey(store)[0]
+
+
+def survey(store: Store) -> tuple[dict[str, str], dict[str, str]]:
+    """Leases that somebody holds (see `living`), and leases that nobody does.
 
     Whatever ages say, one that looks dead for long is watched: a living holder renews within half of `LEASE_S`.
     """
     held: dict[str, str] = {}
+    idle: dict[str, str] = {}
     silent: dict[str, str] = {}
     for entry in store.documents("leases/"):
-        text = store.get_document(entry.name)
-        if text is not None and not is_free(text):
-            (held if entry.age_s < _SILENT_S else silent)[entry.name] = text
+        text = _read(store, entry.name)
+        if text is not None:
+            kind = idle if is_free(text) else held if entry.age_s < _SILENT_S else silent
+            kind[entry.name.removeprefix("leases/")] = text
     if silent:
         logger.info("%d leases look dead; watching them for %.0f s", len(silent), LEASE_S / 2)
         time.sleep(LEASE_S / 2)
-        held |= {name: text for name, text in silent.items() if store.get_document(name) != text}
-    return {name.removeprefix("leases/"): text for name, text in held.items()}
+        for key, text in silent.items():
+            (idle if store.get_document(f"leases/{key}") == text else held)[key] = text
+    return held, idle
+
+
+def _read(store: Store, document: str) -> str | None:
+    """A lease's text, or None when there is none. Raises DamagedError naming it when it is no lease."""
+    text = store.get_document(document)
+    if text is not None:
+        parse_document(document, text)
+    return text
 
 
 def holder(text: str | None) -> str:

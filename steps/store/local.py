@@ -10,13 +10,22 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, DiskFullError, StoreError
-from steps.store.base import Entry, Mirror, by_work_key, object_name
-from steps.store.files import HashingWriter, entry_of, flush, flush_names, new_partial, read_text, reading
+from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
+from steps.store.files import (
+    HashingWriter,
+    entry_of,
+    flush,
+    flush_names,
+    new_partial,
+    read_text,
+    reading,
+    touch,
+)
 from steps.store.layout import check_layout, mark_new
 
 _CHUNK = 1 << 20
@@ -30,7 +39,8 @@ class LocalStore:
         """Open or create the store. Raises StoreError for a layout this version cannot read.
 
         `durable = False` leaves out the flush to disk: for a cache, whose objects are verified at every read and can
-        be fetched again. `any_layout` is for a migration: the layout is neither checked nor marked.
+        be fetched again. There an object's age counts from its last use. `any_layout` is for a migration: the layout is
+        neither checked nor marked.
         """
         self.folder = root.resolve()
         self._durable = durable
@@ -132,6 +142,9 @@ class LocalStore:
                 f"object {ref.sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
                 f"delete {path} and rerun the stage that made it"
             )
+        if not self._durable:
+            with suppress(OSError):  # of another user
+                touch(path)
         return path
 
     def has(self, sha256: str, size: int | None = None) -> bool:
@@ -172,17 +185,17 @@ class LocalStore:
         self._document(key).unlink(missing_ok=True)
 
     def objects(self) -> Iterator[Entry]:
-        """See Store. Partial files that a killed process left count as well, under their own names."""
+        """See Store."""
         for path in (self.folder / "objects").rglob("*"):
             if path.is_file():
-                yield from entry_of(path.name, path)
+                yield from entry_of(path.name, path, last_use=not self._durable)
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
         """See Store."""
-        partial = sha256.startswith(".partial-")
+        partial = sha256.startswith(PARTIAL)
         path = self._inside(self.folder / "objects", sha256) if partial else self._object(sha256)
         with self._locked("objects"):
-            for entry in entry_of(sha256, path):
+            for entry in entry_of(sha256, path, last_use=not self._durable):
                 if entry.age_s >= min_age_s:
                     path.unlink()
                     return True

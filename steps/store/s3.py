@@ -19,7 +19,7 @@ import botocore.exceptions
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
 from steps.errors import DamagedError, StoreError
-from steps.store.base import Entry, Mirror, by_work_key, object_name
+from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
 from steps.store.layout import check_layout, mark_new
 from steps.store.local import LocalStore
 from steps.store.s3_bucket import Bucket, age_s
@@ -184,9 +184,11 @@ class S3Store:
         self.bucket.remove(_document(key))
 
     def objects(self) -> Iterator[Entry]:
-        """See Store."""
+        """See Store. Of uploads that nobody has ended the bytes are not known."""
         for entry in self.bucket.list("objects/"):
             yield Entry(entry.name.rpartition("/")[2], entry.bytes, entry.age_s)
+        for name, upload, age in self.bucket.uploads():
+            yield Entry(f"{PARTIAL}{upload}:{name}", 0, age)
 
     def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
         """See Store. S3 has no removal that depends on an age, so the removal is announced before the age is asked for.
@@ -194,6 +196,10 @@ class S3Store:
         Who stores the same bytes writes first and then looks for the announcement (`_send`): either this method sees
         a young object, or the writer sees that it may go, and writes again.
         """
+        if sha256.startswith(PARTIAL):
+            upload, _, name = sha256.removeprefix(PARTIAL).partition(":")
+            self.bucket.abort_upload(name, upload)
+            return True
         name, mark = object_name(sha256), _removal(sha256)
         found = self.bucket.head(name)
         if found is None or age_s(found) < min_age_s:

@@ -21,7 +21,7 @@ from artifacts_schema.config import StoreConfig
 from steps.errors import DamagedError, StoreError
 from steps.store.base import Entry
 from steps.store.files import HashingWriter
-from steps.store.s3_client import Location, attempt, make_client
+from steps.store.s3_client import Location, attempt, code_of, make_client
 
 SHOWN_BYTES = 64 << 20  # larger transfers show a progress bar
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
@@ -171,6 +171,36 @@ class Bucket:
     def remove(self, name: str) -> None:
         """Remove a name; it is no error when there is none."""
         self.attempt(f"removing {name}", lambda: self.client.delete_object(**self._address(name)))
+
+    def uploads(self) -> Iterator[tuple[str, str, float]]:
+        """Uploads in parts that nobody has ended: name, the upload's id, seconds since it began. No listing shows them."""
+        start = self.location.key("")
+        arguments = {"Bucket": self.location.bucket, "Prefix": start}
+        while True:
+            answer = self.attempt(
+                "listing unfinished uploads", lambda: self.client.list_multipart_uploads(**arguments)
+            )
+            now = _server_time(answer)
+            for item in answer.get("Uploads", ()):
+                age = (now - item["Initiated"]).total_seconds()
+                yield item["Key"].removeprefix(start), item["UploadId"], age
+            if not answer.get("IsTruncated"):
+                return
+            # SeaweedFS gives the second marker only.
+            for marker in ("KeyMarker", "UploadIdMarker"):
+                arguments[marker] = answer.get(f"Next{marker}", "")
+
+    def abort_upload(self, name: str, upload: str) -> None:
+        """Remove the parts of an unfinished upload; it is no error when there is none."""
+
+        def abort() -> None:
+            try:
+                self.client.abort_multipart_upload(**self._address(name), UploadId=upload)
+            except botocore.exceptions.ClientError as error:
+                if code_of(error) != "NoSuchUpload":
+                    raise
+
+        self.attempt(f"removing an unfinished upload of {name}", abort)
 
     def _address(self, name: str) -> dict[str, str]:
         return {"Bucket": self.location.bucket, "Key": self.location.key(name)}

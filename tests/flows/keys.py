@@ -82,14 +82,13 @@ class Keys:
         self.found: dict[str, StageKey] = {}
         stand_in = SimpleNamespace(card={"progress": []}, run_id="1", origin_run_id=None)
         monkeypatch.setattr(runtime, "current", stand_in)
-        monkeypatch.setattr(runtime, "cached_stage", self._captured)
+        monkeypatch.setattr(runtime, "stage_of_run", self._captured)
         # Of no consequence for a key, and slow.
-        monkeypatch.setattr(runtime, "mark_use", lambda *_, **__: None)
         monkeypatch.setattr(run_checks, "check_run", lambda *_: None)
         monkeypatch.setattr(input_folders, "folder_identity", cache(folder_identity))
         monkeypatch.setattr(stages, "_check_budget", lambda *_: None)  # of a table that is only an example
 
-    def _captured(self, store: Any, key: StageKey, run: Any, **_: Any) -> CacheResult:
+    def _captured(self, store: Any, run_id: str, key: StageKey, work: Any, **_: Any) -> CacheResult:
         self.found[f"{key.stage} {key.label}".strip()] = key
         return CacheResult(record_of(key, propagate=self.propagate), True, key.sha256, "captured")
 

@@ -16,7 +16,9 @@ from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, policy
 from steps.errors import StoreError
 from steps.store import get_bytes
-from steps.store.collect import Collector, Retention
+from steps.store.cache_collector import CacheCollector
+from steps.store.collector import Collector, Retention
+from steps.store.leases import lease
 from steps.store.s3 import S3Store
 
 BUCKET, PREFIX = "shared-bucket", "project"
@@ -36,7 +38,7 @@ def test_no_role_reaches_beyond_its_prefix_or_changes_the_bucket(role: Role) -> 
     for statement in statements:
         for resource in statement["Resource"]:
             inside = resource.startswith(f"arn:aws:s3:::{BUCKET}/{PREFIX}/")
-            assert inside or statement["Action"] == ["s3:ListBucket"]
+            assert inside or statement["Action"] in (["s3:ListBucket"], ["s3:ListBucketMultipartUploads"])
 
 
 def test_a_runner_may_remove_scratch_only() -> None:
@@ -152,6 +154,32 @@ def test_a_collector_can_collect(stores: dict[str, S3Store]) -> None:
     assert ref.sha256 in Collector(stores["collector"], Retention(min_age_s=-60.0)).remove().objects
 
 
+def test_a_collector_can_remove_leases_work_and_unfinished_uploads(
+    stores: dict[str, S3Store], tmp_path: Path
+) -> None:
+    runner, client = stores["runner"], stores["runner"].bucket.client
+    with lease(runner, "stages/stage/key"):
+        (tmp_path / "file").write_bytes(b"x")
+        mirror = runner.mirror("stage/key")
+        assert mirror is not None
+        mirror.send("c/tensors", tmp_path / "file")
+    upload = client.create_multipart_upload(Bucket=BUCKET, Key=f"{PREFIX}/objects/ab/x")["UploadId"]
+    found = Collector(stores["collector"], Retention(min_age_s=-60.0)).remove()
+    assert set(found.work) == {"stage/key"}
+    assert "leases/stages/stage/key" in found.documents
+    assert any(upload in name for name in found.objects)
+    assert list(stores["admin"].bucket.uploads()) == []
+
+
+def test_a_runner_can_clear_its_cache(stores: dict[str, S3Store]) -> None:
+    runner = stores["runner"]
+    ref = runner.put_bytes(b"weights")
+    (runner.work_folder("stage/key") / "scratch").write_bytes(b"x")
+    found = CacheCollector(runner, runner.local, Retention(min_age_s=-60.0)).remove()
+    assert ref.sha256 in found.objects
+    assert set(found.work) == {"stage/key"}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_other_projects_are_out_of_reach(stores: dict[str, S3Store], role: str) -> None:
     client = stores[role].bucket.client
@@ -160,6 +188,7 @@ def test_other_projects_are_out_of_reach(stores: dict[str, S3Store], role: str) 
         lambda: client.get_object(Bucket=BUCKET, Key="other/secret"),
         lambda: client.put_object(Bucket=BUCKET, Key="other/x", Body=b"x"),
         lambda: client.delete_object(Bucket=BUCKET, Key="other/secret"),
+        lambda: client.list_multipart_uploads(Bucket=BUCKET, Prefix="other/"),
         lambda: client.put_bucket_policy(Bucket=BUCKET, Policy="{}"),
     ):
         with pytest.raises(ClientError, match="AccessDenied|403"):

@@ -1,19 +1,25 @@
 """The garbage collector: removes what no kept run refers to, and nothing else."""
 
-import json
 import os
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
+from steps.errors import DamagedError
 from steps.store import LocalStore, Store, leases
-from steps.store import collect as module
-from steps.store.cache import StageKey, cached_stage, mark_use
-from steps.store.collect import Collector, Retention, main
-from steps.store.leases import lease
+from steps.store.cache import StageKey, cached_stage
+from steps.store.collect import describe, main
+from steps.store.collector import Collector, Garbage, Retention
+from steps.store.leases import is_free, lease
+from steps.store.notes import mark_use, report_of_run, stage_of_run
+from tests.conftest import BUCKET, MakeS3
 
 NOW = Retention(min_age_s=-60.0)  # clocks of server and client may differ by a second
 
@@ -22,25 +28,50 @@ def key(stage: str) -> StageKey:
     return StageKey(stage=stage, version=1, config={}, inputs={}, seed=0, extra={})
 
 
+def train(store: Store, stage: str, weights: str) -> TrainingRecord:
+    """The work of a stage."""
+    ref = WeightsRef(
+        **store.put_bytes(weights.encode()).model_dump(), schema_id="x", config=store.put_bytes(b"{}")
+    )
+    return TrainingRecord(stage=stage, weights=ref, iterations=1, batch_size=1)
+
+
 def use(store: Store, run: str, stage: str, origin: str | None = None) -> TrainingRecord:
     """What a run does with a stage."""
-
-    def work() -> TrainingRecord:
-        ref = store.put_bytes(f"weights of {stage}".encode())
-        weights = WeightsRef(**ref.model_dump(), schema_id="x", config=store.put_bytes(b"{}"))
-        return TrainingRecord(stage=stage, weights=weights, iterations=1, batch_size=1)
-
-    mark_use(store, run, key(stage), origin=origin)
-    record: TrainingRecord = cached_stage(store, key(stage), work).record
+    record: TrainingRecord = stage_of_run(
+        store, run, key(stage), lambda: train(store, stage, f"weights of {stage}"), origin=origin
+    ).record
     return record
 
 
 def finish(store: Store, run: str, **records: TrainingRecord) -> None:
     """What the report of a run leaves."""
     inputs = {name: record.identity() for name, record in records.items()}
-    for record in records.values():
-        store.put_document(f"records/{record.identity()}", record.to_json())
-    store.put_document(f"reports/{run}", json.dumps({"inputs": inputs}))
+    report = RunReport(stage="report", name=run, smoke=True, inputs=inputs, headline={})
+    report_of_run(store, run, report, records.values())
+
+
+def after_the_search(collector: Collector, action: Callable[[], object]) -> None:
+    """Have something happen between the search and the removal."""
+    find = collector.find
+
+    def find_then_act() -> Garbage:
+        found = find()
+        action()
+        return found
+
+    collector.find = find_then_act  # type: ignore[method-assign]
+
+
+def work_on(store: Store, stage: str) -> None:
+    """A work folder with a checkpoint, on S3 in the bucket as well."""
+    name = f"{stage}/{key(stage).sha256}"
+    file = store.work_folder(name) / "checkpoints" / "state.json"
+    file.parent.mkdir()
+    file.write_text("{}")
+    mirror = store.mirror(name)
+    if mirror is not None:
+        mirror.send("checkpoints/state.json", file)
 
 
 def objects(store: Store) -> set[str]:
@@ -134,15 +165,7 @@ def test_a_lease_that_looks_dead_is_watched_before_it_counts_as_dead(
 def test_a_stage_that_is_used_during_the_removal_stays(store: Store) -> None:
     record = use(store, "1", "a")
     collector = Collector(store, Retention(drop=["1"], min_age_s=-60.0))
-    find: Callable[[], module.Garbage] = collector.find
-
-    def find_then_run() -> module.Garbage:
-        found = find()
-        collector.min_age_s = 3600.0  # what follows is young
-        use(store, "2", "a")
-        return found
-
-    collector.find = find_then_run  # type: ignore[method-assign]
+    after_the_search(collector, lambda: use(store, "2", "a"))
     collector.remove()
     assert store.has(record.weights.sha256)
     assert cached_stage(store, key("a"), lambda: record).hit
@@ -150,16 +173,143 @@ def test_a_stage_that_is_used_during_the_removal_stays(store: Store) -> None:
 
 def test_checkpoints_go_only_when_their_stage_has_finished(store: Store) -> None:
     use(store, "1", "a")
-    finished, unfinished = f"a/{key('a').sha256}", f"b/{key('b').sha256}"
-    for name in (finished, unfinished):
-        (store.work_folder(name) / "checkpoints").mkdir()
-        file = store.work_folder(name) / "checkpoints" / "state.json"
-        file.write_text("{}")
-        mirror = store.mirror(name)
-        if mirror is not None:
-            mirror.send("checkpoints/state.json", file)
-    assert set(Collector(store, NOW).remove().work) == {finished}
-    assert [entry.name for entry in store.work()] == [unfinished]
+    mark_use(store, "1", key("b"))
+    work_on(store, "a")
+    work_on(store, "b")
+    assert set(Collector(store, NOW).remove().work) == {f"a/{key('a').sha256}"}
+    assert [entry.name for entry in store.work()] == [f"b/{key('b').sha256}"]
+
+
+def test_checkpoints_of_dropped_runs_go(store: Store) -> None:
+    mark_use(store, "1", key("a"))
+    mark_use(store, "1", key("shared"))
+    mark_use(store, "2", key("shared"))
+    work_on(store, "a")
+    work_on(store, "shared")
+    found = Collector(store, Retention(drop=["1"], min_age_s=-60.0)).remove()
+    assert set(found.work) == {f"a/{key('a').sha256}"}
+    assert [entry.name for entry in store.work()] == [f"shared/{key('shared').sha256}"]
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["notes its use", "holds the lease"])
+def test_checkpoints_that_a_run_comes_back_to_during_the_removal_stay(store: Store, noted: bool) -> None:
+    mark_use(store, "1", key("a"))
+    work_on(store, "a")
+    collector = Collector(store, Retention(drop=["1"], min_age_s=-60.0))
+    with ExitStack() as stack:
+
+        def come_back() -> None:
+            if noted:
+                mark_use(store, "2", key("a"))
+            else:
+                stack.enter_context(lease(store, key("a").document))
+
+        after_the_search(collector, come_back)
+        assert collector.remove().work == {}
+        assert len(list(store.work())) == 1
+
+
+def test_a_lease_that_is_taken_during_the_removal_stays(store: Store) -> None:
+    document = f"leases/{key('a').document}"
+    with lease(store, key("a").document):
+        pass
+    collector = Collector(store, NOW)
+    with ExitStack() as stack:
+        after_the_search(collector, lambda: stack.enter_context(lease(store, key("a").document)))
+        assert document not in collector.remove().documents
+        assert not is_free(store.get_document(document))
+    collector = Collector(store, NOW)
+    assert document in collector.remove().documents
+    assert store.get_document(document) is None
+
+
+def test_a_report_that_is_written_during_the_removal_keeps_its_records(store: Store) -> None:
+    record = use(store, "1", "a")
+    finish(store, "1", a=record)
+    use(store, "2", "a")
+    collector = Collector(store, Retention(drop=["1"], min_age_s=-60.0))
+    name = f"records/{record.identity()}"
+    found, looked = threading.Event(), threading.Event()
+    put = store.put_document
+
+    def put_and_wait(document: str, text: str) -> None:
+        """The run reports while the collector works, but for its last document."""
+        if document == "reports/2":
+            found.set()
+            assert looked.wait(20)
+        put(document, text)
+
+    store.put_document = put_and_wait  # type: ignore[method-assign]
+    report = threading.Thread(target=lambda: finish(store, "2", a=record))
+    after_the_search(collector, lambda: (report.start(), found.wait(20)))
+    collector.remove()
+    looked.set()
+    report.join(20)
+    assert store.get_document("reports/2") is not None
+    assert store.get_document(name) == record.to_json()
+
+
+def test_weights_stay_when_a_run_that_bypasses_the_cache_overwrites_their_record(store: Store) -> None:
+    first = use(store, "1", "a")
+    second: Any = stage_of_run(
+        store, "2", key("a"), lambda: train(store, "a", "other weights"), enabled=False
+    ).record
+    assert first.weights.sha256 != second.weights.sha256
+    Collector(store, NOW).remove()
+    assert store.has(first.weights.sha256)
+    assert store.has(second.weights.sha256)
+    Collector(store, Retention(drop=["1"], min_age_s=-60.0)).remove()
+    assert not store.has(first.weights.sha256)
+    assert store.has(second.weights.sha256)
+
+
+def test_a_record_that_was_written_anew_during_the_removal_is_not_replaced_by_the_old(store: Store) -> None:
+    use(store, "1", "a")
+    collector = Collector(store, Retention(drop=["1"], min_age_s=-60.0))
+    delete, new = store.delete_document, train(store, "a", "new weights")
+
+    def delete_then_finish(document: str) -> None:
+        delete(document)
+        if document == key("a").document:
+            stage_of_run(store, "2", key("a"), lambda: new)
+
+    store.delete_document = delete_then_finish  # type: ignore[method-assign]
+    collector.remove()
+    assert store.get_document(key("a").document) == new.to_json()
+    assert store.has(new.weights.sha256)
+
+
+def test_a_run_that_is_resumed_during_the_removal_stays(store: Store) -> None:
+    record = use(store, "1", "a")
+    finish(store, "1", a=record)
+    collector = Collector(store, Retention(drop=["1"], min_age_s=-60.0))
+    after_the_search(collector, lambda: use(store, "2", "b", origin="1"))
+    assert collector.remove().runs == []
+    assert store.has(record.weights.sha256)
+    assert store.list_documents("reports/") == ["reports/1"]
+    assert cached_stage(store, key("a"), lambda: record).hit
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        *(
+            (name, text)
+            for name in ("leases/stages/a/1", "runs/1/a-1", "reports/1")
+            for text in ("", "x", "[]")
+        ),
+        ("champion", ""),
+    ],
+)
+def test_a_damaged_document_stops_the_collector_and_is_named(
+    tmp_path: Path, document: str, text: str
+) -> None:
+    store = LocalStore(tmp_path)
+    ref = store.put_bytes(b"orphan")
+    store.put_document(document, text)
+    with pytest.raises(DamagedError, match=f"document {document} is damaged"):
+        Collector(store, NOW).remove()
+    assert store.has(ref.sha256)
 
 
 def test_documents_of_unknown_kinds_stay_with_their_objects(store: Store) -> None:
@@ -176,6 +326,25 @@ def test_partial_files_of_killed_processes_go(tmp_path: Path) -> None:
     partial.write_bytes(b"half")
     assert list(Collector(store, NOW).remove().objects) == [partial.name]
     assert not partial.exists()
+
+
+def test_unfinished_uploads_go_when_they_are_old(make_s3: MakeS3, capsys: pytest.CaptureFixture[str]) -> None:
+    store, other = make_s3("uploads/a"), make_s3("uploads/ab")
+    name, client = store.bucket.location.key("objects/ab/x"), store.bucket.client
+    client.meta.events.register(
+        "before-parameter-build.s3.ListMultipartUploads", lambda params, **_: params.update(MaxUploads=1)
+    )
+    for key_ in (name, name, store.bucket.location.key("work/a/1/c"), other.bucket.location.key("x")):
+        upload = client.create_multipart_upload(Bucket=BUCKET, Key=key_)["UploadId"]
+        client.upload_part(Bucket=BUCKET, Key=key_, UploadId=upload, PartNumber=1, Body=b"half")
+    assert Collector(store, Retention(min_age_s=3600.0)).remove().objects == {}
+    assert main(["--store", store.root]) == 0
+    assert "0 objects, 0 partial files or unfinished uploads" in capsys.readouterr().out
+    found = Collector(store, NOW).remove()
+    assert "0 objects, 3 partial files or unfinished uploads" in describe(found, removed=True)
+    assert list(store.objects()) == []
+    assert len(list(other.objects())) == 1
+    assert store.delete_object(next(iter(found.objects)))  # gone already, which is no error
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

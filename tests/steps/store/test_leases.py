@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from steps.errors import StoreError
+from steps.errors import DamagedError, StoreError
 from steps.store import LocalStore, Store, leases
-from steps.store.leases import is_free, lease
+from steps.store.leases import is_free, lease, living, remove_lease
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "stages/a/1"
@@ -145,3 +145,91 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_work(
         time.sleep(0.3)
     assert "tried again: no answer" in caplog.text
     assert is_free(document(store))
+
+
+def test_a_lease_that_was_removed_comes_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A collector took it for idle, and its removal arrives late."""
+    monkeypatch.setattr(leases, "LEASE_S", 0.8)
+    with lease(store, KEY):
+        store.delete_document(f"leases/{KEY}")
+        time.sleep(0.8)
+        assert not is_free(document(store))
+    assert "taken over" not in caplog.text
+    assert is_free(document(store))
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_takeover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_S", 0.4)
+    store = LocalStore(tmp_path)
+    swap, lost = store.swap_document, threading.Event()
+
+    def lose_one_answer(name: str, old: str | None, new: str) -> bool:
+        done = swap(name, old, new)
+        if not lost.is_set():
+            lost.set()
+            raise StoreError("no answer")
+        return done
+
+    with lease(store, KEY):
+        monkeypatch.setattr(store, "swap_document", lose_one_answer)
+        time.sleep(0.5)
+    assert "tried again: no answer" in caplog.text
+    assert "taken over" not in caplog.text
+    assert is_free(document(store))
+
+
+def test_a_lease_is_removed_only_as_it_was_seen(store: Store) -> None:
+    with lease(store, KEY):
+        pass
+    seen = document(store)
+    assert seen is not None
+    with lease(store, KEY):
+        assert not remove_lease(store, KEY, seen)
+        assert not is_free(document(store))
+    seen = document(store)
+    assert seen is not None
+    assert remove_lease(store, KEY, seen)
+    assert document(store) is None
+
+
+def test_who_comes_while_a_lease_is_removed_waits_and_has_it_to_itself(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_WAIT_S", 0.05)
+    with lease(store, KEY):
+        pass
+    inside, leave = threading.Event(), threading.Event()
+    delete = store.delete_document
+
+    def work() -> None:
+        with lease(store, KEY):
+            inside.set()
+            assert leave.wait(20)
+
+    worker = threading.Thread(target=work)
+
+    def delete_late(name: str) -> None:
+        if name == f"leases/{KEY}":
+            worker.start()
+            assert not inside.wait(0.5)
+        delete(name)
+
+    monkeypatch.setattr(store, "delete_document", delete_late)
+    assert remove_lease(store, KEY, document(store) or "")
+    assert inside.wait(20)
+    assert not is_free(document(store))
+    leave.set()
+    worker.join(20)
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]"])
+def test_a_damaged_lease_is_named(store: Store, text: str) -> None:
+    store.put_document(f"leases/{KEY}", text)
+    with pytest.raises(DamagedError, match=f"document leases/{KEY} is damaged"), lease(store, KEY):
+        pass
+    with pytest.raises(DamagedError, match=f"document leases/{KEY} is damaged"):
+        living(store)
