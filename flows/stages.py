@@ -29,6 +29,7 @@ from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from flows.environment import PROJECT_ROOT, WORK_ROOT
 from flows.runtime import (
+    CardProgress,
     inputs_hash,
     machine_identity,
     output_folder,
@@ -78,7 +79,8 @@ def _identity(ref: Any) -> str:
 
 def start(config: SnapFusionConfig) -> RunPlan:
     """Preflight and data."""
-    from steps.input_folders import input_identities
+    from steps.file_hashes import FileHashes
+    from steps.input_folders import input_identities, raw_data, start_settings
 
     store = store_of(config)
     store.check()
@@ -88,10 +90,18 @@ def start(config: SnapFusionConfig) -> RunPlan:
     def work(context: Any) -> Record:
         from steps.preflight import run
 
-        return run(config, context, PROJECT_ROOT)
+        return run(config, context, PROJECT_ROOT, raw)
 
+    raw = raw_data(
+        config.data, PROJECT_ROOT, FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    )
     plan: RunPlan = run_stage(
-        "start", work, config=config, sections=["base", "data"], inputs=input_identities(config, PROJECT_ROOT)
+        "start",
+        work,
+        config=config,
+        sections=[],  # their paths are no part of the key: see start_settings
+        inputs=input_identities(config, PROJECT_ROOT, raw),
+        extra=start_settings(config),
     ).record
     print(_estimates(config, plan))
     return plan

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.data import RawData
 from artifacts_schema.plan import RunPlan
 from steps.base_folder import folder_identity
 from steps.context import StageContext
 from steps.data.prepared import prepare_data
 from steps.disk import check_disk
 from steps.errors import ConfigError
-from steps.input_folders import MICRO, base_folder, other_folders
+from steps.input_folders import MICRO, base_folder, other_folders, start_settings
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
 from steps.store import put_folder
@@ -30,8 +31,11 @@ _CHECKPOINT_COPIES = 4
 _STORE_COPIES = 60
 
 
-def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> RunPlan:
-    """Check base, evaluators, disk and data; returns the plan every later stage reads."""
+def run(config: SnapFusionConfig, context: StageContext, project_root: Path, raw: RawData) -> RunPlan:
+    """Check base, evaluators, disk and data; returns the plan every later stage reads.
+
+    `raw` is what the data are prepared from (`steps.input_folders.raw_data`), for the record.
+    """
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
     _check_image_size(config, base)
@@ -44,12 +48,13 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     )
     return RunPlan(
         stage="start",
-        config={name: getattr(config, name).model_dump(mode="json") for name in ("base", "data")},
+        config=start_settings(config),
         seed=context.seed,
         base=put_folder(context.store, folder),
         base_identity=folder_identity(folder),
         prediction_type=base.prediction_type,
         data=data,
+        raw_data=raw,
         estimates=measure_unit_costs(base, context.device),
         **stored,
     )

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.data import RawData
 from steps import preflight
 from steps.context import StageContext
 from steps.errors import ConfigError, DataError, DiskFullError
-from steps.input_folders import input_identities
+from steps.file_hashes import FileHashes
+from steps.input_folders import input_identities, raw_data
 from steps.inputs import StageInputs, fetch_folder
 from steps.pretraining.micro import write_micro_openclip
 from steps.store import LocalStore
@@ -38,7 +40,8 @@ def context(root: Path) -> StageContext:
 
 def test_plan_holds_everything_later_stages_read(root: Path) -> None:
     given = context(root)
-    plan = preflight.run(config(), given, root)
+    plan = preflight.run(config(), given, root, RawData(packages={"emoji": "2"}))
+    assert plan.raw_data.packages == {"emoji": "2"}
     inputs = StageInputs(plan, given)
     assert inputs.base.latent_shape == (4, 16, 16)
     assert inputs.data.size("train") == 4
@@ -49,13 +52,13 @@ def test_plan_holds_everything_later_stages_read(root: Path) -> None:
 def test_too_little_disk_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, 1 << 20))
     with pytest.raises(DiskFullError, match=r"this run's store .* needs about .* 1\.0 MiB are free"):
-        preflight.run(config(), context(root), root)
+        preflight.run(config(), context(root), root, RawData())
 
 
 def test_grace_period_the_disk_cannot_meet_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_write_speed", lambda _: 1000.0)
     with pytest.raises(ConfigError, match=r"more than compute\.sigterm_grace_s = 10"):
-        preflight.run(config(), context(root), root)
+        preflight.run(config(), context(root), root, RawData())
 
 
 @pytest.mark.parametrize(
@@ -73,17 +76,20 @@ def test_export_that_must_fail_is_refused(export: dict[str, object], message: st
 
 def test_missing_evaluator_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.signal_clip names .*nowhere"):
-        input_identities(config(evaluation={"signal_clip": "nowhere", "measure_clip": "clip"}), root)
+        input_identities(
+            config(evaluation={"signal_clip": "nowhere", "measure_clip": "clip"}), root, RawData()
+        )
 
 
 def test_image_size_of_another_base_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size is 512, but the base draws 64"):
-        preflight.run(config(data={"limit": 4, "image_size": 512}), context(root), root)
+        preflight.run(config(data={"limit": 4, "image_size": 512}), context(root), root, RawData())
 
 
 def test_missing_shards_fail_before_the_base_is_loaded(root: Path) -> None:
     with pytest.raises(DataError, match="shard"):
-        input_identities(config(data={"source": "webdataset", "shards": ["a-{00..01}.tar"]}), root)
+        shards = config(data={"source": "webdataset", "shards": ["a-{00..01}.tar"]})
+        raw_data(shards.data, root, FileHashes(root / "hashes"))
 
 
 def test_stored_folder_cannot_write_outside_its_copy(root: Path) -> None:
