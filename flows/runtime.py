@@ -22,22 +22,14 @@ from artifacts_schema.base import Provenance, Record, content_hash
 from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
-from steps.stage_versions import stage_version
+from steps.provenance import DISTRIBUTION, code_version, package_versions
+from steps.stage_versions import source_hash, stage_version
 from steps.store import Store, open_store
-from steps.store.cache import CacheResult, StageKey, cached_stage, mark_use
+from steps.store.cache import CacheResult, StageKey, cached_stage
+from steps.store.uses import StageUse, mark_finished, mark_use, stage_uses
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "coremltools",
-    "open_clip_torch",
-    "metaflow",
-    "numpy",
-)
 
 
 def configure_logging() -> None:
@@ -134,6 +126,8 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
         store, key, lambda: _execute(stage, label, key, work, config, store), enabled=config.store.cache
     )
     name = f"{stage} {label}".strip()
+    run, origin = str(current.run_id), current.origin_run_id
+    mark_finished(store, run, key, name=name, cached=result.hit, origin=origin)
     print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
     current.card["progress"].append(
         Markdown(
@@ -168,19 +162,31 @@ def _execute(
         mirror=store.mirror(f"{stage}/{key.sha256}"),
         sigterm_grace_s=config.compute.sigterm_grace_s,
     )
+    # Before the work: while that lasts, somebody may edit the code.
+    origin = {"stage source": source_hash(stage), DISTRIBUTION: code_version().text}
     started = time.monotonic()
     record = work(context)
-    provenance = Provenance(
+    found = provenance(started, device=str(context.device), threads=threads, versions=origin)
+    return record.model_copy(update={"provenance": found})
+
+
+def provenance(started: float, *, device: str, threads: int, versions: Mapping[str, str]) -> Provenance:
+    """Where, when and how work was done that began at `started` (time.monotonic()); `versions` beside the packages'."""
+    return Provenance(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
-        device=str(context.device),
+        device=device,
         threads=threads,
         wall_time_s=time.monotonic() - started,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         run_id=f"{current.flow_name}/{current.run_id}",
-        versions={name: version(name) for name in _PACKAGES},
+        versions=package_versions() | dict(versions),
     )
-    return record.model_copy(update={"provenance": provenance})
+
+
+def run_uses(store: Store) -> dict[str, StageUse]:
+    """What this run and those it resumes noted of their stages."""
+    return stage_uses(store, str(current.run_id), origin=current.origin_run_id)
 
 
 def _compute(config: SnapFusionConfig) -> ComputeConfig:

@@ -5,6 +5,8 @@ downstream of it. Everything that imports torch is imported inside `work`, which
 """
 
 import json
+import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +29,21 @@ from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
-from flows.environment import PROJECT_ROOT, WORK_ROOT
+from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
     CardProgress,
     inputs_hash,
     machine_identity,
     output_folder,
     plain_context,
+    provenance,
     run_stage,
+    run_uses,
     store_of,
     unpack,
 )
 from steps.errors import ConfigError
+from steps.provenance import DISTRIBUTION, code_version
 from steps.store import get_bytes
 from steps.store.command_line import store_options
 
@@ -518,6 +523,12 @@ def _assemble(
             "vae_decoder": records.decoder.weights.sha256,
             "base": records.plan.base_identity,
         },
+        made_of={
+            "start": records.plan.identity(),
+            "data": records.plan.data.identity(),
+            "student_8": records.student_8.identity(),
+            "decoder_distillation": records.decoder.identity(),
+        },
         attribution=records.plan.data.attribution,
         schemes=schemes,
         draw=draw,
@@ -572,6 +583,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     from steps.report.page import RunRecords
     from steps.report.stage import compare_all, run
 
+    started, code = time.monotonic(), code_version()
     records, store = Records.of(flow), store_of(config)
     evaluations = [unpack(item) for item in flow.evaluations]
     components = [unpack(item) for item in flow.component_reports]
@@ -616,6 +628,11 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         store,
         bundle=bundle_folder(components),
         output=output_folder(config),
+        uses=run_uses(store),
+        code=code,
+        provenance=provenance(
+            started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
+        ),
     )
     render(card, page)
     return result
@@ -651,6 +668,7 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"bundle   {result.bundle}")
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
-    print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
+    print(f"trace    python -m flows.trace{where} {shlex.quote(result.bundle)}")
+    print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(f'draw     python -m flows.draw{where} --run {folder.name} "a caption" --output picture.png\n')

@@ -87,15 +87,6 @@ def cached_stage(
     return CacheResult(record, False, key.sha256, reason)
 
 
-def mark_use(store: Store, run_id: str, key: StageKey, *, origin: str | None = None) -> None:
-    """Note that a run refers to a stage, so that its record and objects stay as long as the run is kept.
-
-    `origin` is the run it resumes, whose finished stages it takes over without asking the cache.
-    """
-    note = {"entry": key.document, "origin": origin}
-    store.put_document(f"runs/{run_id}/{key.stage}-{key.sha256}", json.dumps(note))
-
-
 def lookup(store: Store, key: StageKey) -> Record | None:
     """The cached record, or None. A record whose objects are gone from the store counts as a miss."""
     try:

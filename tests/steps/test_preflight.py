@@ -106,5 +106,5 @@ def test_identities_of_a_cached_run_need_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, steps.input_folders, flows.stages; sys.exit('torch' in sys.modules)"
+    code = "import sys, steps.input_folders, flows.stages, flows.trace; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,9 +11,10 @@ from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.store import LocalStore, Store, leases
 from steps.store import collect as module
-from steps.store.cache import StageKey, cached_stage, mark_use
+from steps.store.cache import StageKey, cached_stage
 from steps.store.collect import Collector, Retention, main
 from steps.store.leases import lease
+from steps.store.uses import mark_use
 
 NOW = Retention(min_age_s=-60.0)  # clocks of server and client may differ by a second
 
