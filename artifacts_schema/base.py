@@ -99,7 +99,11 @@ class Interval(Frozen):
 
 
 class Provenance(Frozen):
-    """Where and when a record was made. Never part of an identity."""
+    """Where and when a record was made. Never part of an identity.
+
+    `versions` are those of the packages, of this program with its commit (`snapfusion-pipeline`), and, as `stage
+    source`, the hash of the stage's source (`steps.stage_versions.source_hash`).
+    """
 
     created_at: str
     host: str = ""
@@ -139,11 +143,10 @@ class Record(Frozen):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read this exact class and version; see `readers.read_record` for older versions and unknown classes."""
-        payload: Mapping[str, Any] = json.loads(text)
-        found = (payload.get("schema"), payload.get("version"))
-        if found != (cls.schema_name, cls.schema_version):
-            raise ValueError(
-                f"expected {cls.schema_name} version {cls.schema_version}, found {found[0]} {found[1]}"
-            )
-        return cls.model_validate({k: v for k, v in payload.items() if k not in ("schema", "version")})
+        """Read a record of this class, of this version or an older one. Raises ValueError for anything else."""
+        from artifacts_schema.readers import read_record  # it imports this module
+
+        record = read_record(text)
+        if not isinstance(record, cls):
+            raise ValueError(f"expected {cls.schema_name}, found {record.schema_name}")
+        return record

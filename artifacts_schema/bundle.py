@@ -180,13 +180,14 @@ class BundleManifest(Record):
 
     `model_prediction` is what the trained UNet predicts, `output_prediction` what the exported one returns.
     `schedule` holds the diffusers keys of the noise schedule, `timesteps` the sampling grid, falling.
-    `files` names every other file of the bundle by its path in it. `complete` is False when a component that
+    `files` names every other file of the bundle by its path in it. `made_of` names the records it was made from by
+    stage, with their identities. `complete` is False when a component that
     drawing takes was left out of the export. `drawing` is what the whole bundle drew on the machine that made it,
     None where it drew nothing.
     """
 
     schema_name: ClassVar[str] = "snapfusion.bundle"
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 4
 
     components: dict[str, BundleComponent]
     complete: bool
@@ -201,5 +202,6 @@ class BundleManifest(Record):
     runtime_scaling_factor: float
     decoder_factor: float | None
     weights: dict[str, str]
+    made_of: dict[str, str] = {}
     attribution: str
     drawing: DrawingScores | None = None

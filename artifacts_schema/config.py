@@ -87,6 +87,9 @@ class StoreConfig(Frozen):
 class BaseConfig(Frozen):
     """The model that is made small."""
 
+    # Places; what lies there counts.
+    volatile: ClassVar[frozenset[str]] = frozenset({"path", "velocity_warm_start", "robust_warm_start"})
+
     path: str = "assets/base"  # diffusers folder; "micro" builds a random-weight one for tests
     warm_start: bool = True  # start velocity_finetuning and robust_training from the shipped weights
     velocity_warm_start: str = "assets/warm_starts/velocity"
@@ -95,6 +98,8 @@ class BaseConfig(Frozen):
 
 class DataConfig(Frozen):
     """Captioned pictures."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"shards"})  # places; what lies there counts
 
     source: Literal["openmoji", "webdataset"] = "openmoji"
     shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from artifacts_schema.base import Frozen, Record
+from artifacts_schema.base import Frozen, Record, content_hash
 from artifacts_schema.references import ObjectRef
 
 SplitName = Literal["train", "validation", "test", "composition"]
@@ -46,6 +46,27 @@ class PreparedSplit(Frozen):
         if bool(self.moments) != bool(self.images):
             raise ValueError("a split has both moments and images or neither")
         return self
+
+
+class RawFile(Frozen):
+    """One file that data were prepared from: its name without folders, the SHA-256 (hex) of its bytes, their number."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class RawData(Frozen):
+    """What data were prepared from: the packages that hold and draw the embedded pictures, with their versions, or
+    the user's own shards in order. Where the files lay does not matter.
+    """
+
+    packages: dict[str, str] = {}
+    files: tuple[RawFile, ...] = ()
+
+    def identity(self) -> str:
+        """SHA-256 over all of it."""
+        return content_hash(self.model_dump(mode="json"))
 
 
 class PreparedDataRef(Record):

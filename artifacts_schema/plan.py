@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from artifacts_schema.base import Record
-from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.data import PreparedDataRef, RawData
 from artifacts_schema.references import FolderRef
 
 InputName = Literal["base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip"]
@@ -13,17 +13,20 @@ InputName = Literal["base", "data", "velocity_warm_start", "robust_warm_start", 
 class RunPlan(Record):
     """The checked inputs of a run: base folder in the store, prepared data, and where results will be put.
 
-    `estimates` holds what one latent costs on the machine of `start` (see steps.unit_costs).
+    `raw_data` is what the data were prepared from; it stands here and not in `data`, whose identity every later stage
+    is keyed by and which is the same when other files give the same pictures. `estimates` holds what one latent costs
+    on the machine of `start` (see steps.unit_costs).
     """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "store_root", "output", "estimates"})
 
     base: FolderRef
     base_identity: str
     prediction_type: str
     data: PreparedDataRef
+    raw_data: RawData = RawData()
     velocity_warm_start: FolderRef | None = None
     robust_warm_start: FolderRef | None = None
     signal_clip: FolderRef | None = None

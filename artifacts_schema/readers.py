@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from artifacts_schema.base import Record
+from artifacts_schema.base import Record, content_hash
 
 _MODULES = (
     "architecture",
@@ -57,12 +57,30 @@ def _real_pictures_2(payload: dict[str, Any]) -> dict[str, Any]:
     return {**payload, "point": _without_grid(payload["point"])}
 
 
+def _bundle_4(payload: dict[str, Any]) -> dict[str, Any]:
+    """Until version 3 a manifest had its components' identities alone, as `parents`."""
+    return payload
+
+
+def _report_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 said of every stage that it was not cached, without knowing, and named no code."""
+    return {**payload, "stages": [{**stage, "cached": None} for stage in payload.get("stages", ())]}
+
+
+def _run_plan_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 did not know what its data were prepared from, which is what a missing `raw_data` means."""
+    return payload
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
     ("snapfusion.bundle", 2): _bundle_3,
     ("snapfusion.evaluation", 1): _evaluation_2,
     ("snapfusion.real_pictures", 1): _real_pictures_2,
+    ("snapfusion.bundle", 3): _bundle_4,
+    ("snapfusion.report", 1): _report_2,
+    ("snapfusion.run_plan", 1): _run_plan_2,
 }
 
 
@@ -113,3 +131,14 @@ def read_record(text: str) -> Record:
             raise ValueError(f"{schema} version {version} lacks what it must have: {error}") from error
         version += 1
     return target.model_validate(payload)
+
+
+def stored_identity(text: str) -> str:
+    """Identity of a stored record as of the version it was written in, by which others name it.
+
+    Brought up to date it has another one. Raises ValueError for text that is no record.
+    """
+    record, payload = read_record(text), json.loads(text)
+    if payload["version"] == record.schema_version:
+        return record.identity()
+    return content_hash({key: value for key, value in payload.items() if key not in record.volatile})

@@ -38,7 +38,7 @@ from steps.diffusion.schedule import NoiseSchedule
 from steps.evaluation.clip_score import ClipScorer
 from steps.export.samples import Pictures
 from steps.models import load_base, save_model
-from steps.report.stage import record_of
+from steps.report.stored import record_of
 from steps.store import LocalStore
 
 _COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")

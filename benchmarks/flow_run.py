@@ -65,6 +65,8 @@ def stage_intervals(report: dict[str, Any]) -> list[tuple[float, float]]:
     found = []
     for identity in report["inputs"].values():
         origin = json.loads(store.get_document(f"records/{identity}") or "{}")["provenance"]
+        if origin is None:  # the bundle's manifest, which is the same whenever and wherever it was made
+            continue
         end = datetime.fromisoformat(origin["created_at"]).timestamp()
         found.append((end - origin["wall_time_s"], end))
     return found

@@ -37,7 +37,7 @@ from steps.evaluation.distances import interval, kernel_block_means
 from steps.evaluation.features import load_features
 from steps.models import load_base, load_model
 from steps.randomness import epoch_indices, keyed_normal, spawn
-from steps.report.stage import record_of
+from steps.report.stored import record_of
 from steps.store import LocalStore
 
 _LOWER_ORDER_BELOW = 15  # steps; with fewer, the last two are of first order

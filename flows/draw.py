@@ -17,10 +17,10 @@ prepare_paths()
 
 import argparse
 
-from artifacts_schema.report import RunReport
 from steps.drawing import MODELS, DrawRequest, draw
 from steps.errors import SnapFusionError
-from steps.store import Store, open_store
+from steps.report.stored import find_report
+from steps.store import open_store
 from steps.store.command_line import store_config, store_parser
 
 
@@ -40,22 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     return parser
-
-
-def find_report(store: Store, run_id: str | None) -> RunReport:
-    """The named run's report, or the newest. Raises SnapFusionError naming the runs that are there."""
-    keys = store.list_documents("reports/")
-    if not keys:
-        raise SnapFusionError(
-            f"no finished run in the store {store.root}; run the flow first, or name its --store"
-        )
-    newest = max(keys, key=lambda key: int(key.rsplit("/", 1)[1]) if key.rsplit("/", 1)[1].isdigit() else 0)
-    key = newest if run_id is None else f"reports/{run_id}"
-    text = store.get_document(key)
-    if text is None:
-        known = ", ".join(key.removeprefix("reports/") for key in keys)
-        raise SnapFusionError(f"run {run_id} has no report in the store {store.root}; known: {known}")
-    return RunReport.from_json(text)
 
 
 def main() -> int:

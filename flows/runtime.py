@@ -23,23 +23,14 @@ from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_confi
 from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
-from steps.stage_versions import stage_version
+from steps.provenance import DISTRIBUTION, code_version, package_versions
+from steps.stage_versions import source_hash, stage_version
 from steps.store import Store, open_store
 from steps.store.cache import CacheResult, StageKey
-from steps.store.notes import stage_of_run
+from steps.store.notes import StageUse, stage_of_run, stage_uses
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "coremltools",
-    "open_clip_torch",
-    "metaflow",
-    "numpy",
-)
 
 
 def configure_logging() -> None:
@@ -177,19 +168,31 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
         mirror=store.mirror(f"{key.stage}/{key.sha256}"),
         sigterm_grace_s=config.compute.sigterm_grace_s,
     )
+    # Before the work: while that lasts, somebody may edit the code.
+    origin = {"stage source": source_hash(key.stage), DISTRIBUTION: code_version().text}
     started = time.monotonic()
     record = work(context)
-    provenance = Provenance(
+    found = provenance(started, device=str(context.device), threads=threads, versions=origin)
+    return record.model_copy(update={"provenance": found})
+
+
+def provenance(started: float, *, device: str, threads: int, versions: Mapping[str, str]) -> Provenance:
+    """Where, when and how work was done that began at `started` (time.monotonic()); `versions` beside the packages'."""
+    return Provenance(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
-        device=str(context.device),
+        device=device,
         threads=threads,
         wall_time_s=time.monotonic() - started,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         run_id=f"{current.flow_name}/{current.run_id}",
-        versions={name: version(name) for name in _PACKAGES},
+        versions=package_versions() | dict(versions),
     )
-    return record.model_copy(update={"provenance": provenance})
+
+
+def run_uses(store: Store) -> dict[str, StageUse]:
+    """What this run and those it resumes noted of their stages."""
+    return stage_uses(store, str(current.run_id), origin=current.origin_run_id)
 
 
 def _compute(config: SnapFusionConfig) -> ComputeConfig:

@@ -6,6 +6,8 @@ the stages downstream of it; of the plan a stage can read nothing else. Everythi
 """
 
 import json
+import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +32,21 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
-from flows.environment import PROJECT_ROOT, WORK_ROOT
+from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
+    CardProgress,
     inputs_hash,
     machine_identity,
     output_folder,
     plain_context,
+    provenance,
     run_stage,
+    run_uses,
     store_of,
     unpack,
 )
 from steps.errors import ConfigError
+from steps.provenance import DISTRIBUTION, code_version
 from steps.store import get_bytes, local_folder
 from steps.store.command_line import store_options
 
@@ -81,7 +87,8 @@ def _identity(ref: WeightsRef | None) -> str:
 
 def start(config: SnapFusionConfig) -> RunPlan:
     """Checks of every run, then preflight and data."""
-    from steps.input_folders import input_identities
+    from steps.file_hashes import FileHashes
+    from steps.input_folders import input_identities, raw_data
     from steps.run_checks import check_run
 
     store = store_of(config)
@@ -93,14 +100,17 @@ def start(config: SnapFusionConfig) -> RunPlan:
     def work(context: Any, _: None) -> Record:
         from steps.preflight import run
 
-        return run(config, context, PROJECT_ROOT)
+        return run(config, context, PROJECT_ROOT, raw)
 
+    raw = raw_data(
+        config.data, PROJECT_ROOT, FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    )
     plan: RunPlan = run_stage(
         "start",
         work,
         config=config,
         settings={"base": config.base, "data": config.data},
-        inputs=input_identities(config, PROJECT_ROOT),
+        inputs=input_identities(config, PROJECT_ROOT, raw),
     ).record
     print(_estimates(config, plan))
     return plan
@@ -536,6 +546,12 @@ def _assemble(
             "vae_decoder": records.decoder.weights.sha256,
             "base": records.plan.base_identity,
         },
+        made_of={
+            "start": records.plan.identity(),
+            "data": records.plan.data.identity(),
+            "student_8": records.student_8.identity(),
+            "decoder_distillation": records.decoder.identity(),
+        },
         attribution=records.plan.data.attribution,
         schemes=schemes,
         draw=draw,
@@ -584,6 +600,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     from steps.report.page import RunRecords
     from steps.report.stage import compare_all, run
 
+    started, code = time.monotonic(), code_version()
     records, store = Records.of(flow), store_of(config)
     evaluations = [unpack(item) for item in flow.evaluations]
     components = [unpack(item) for item in flow.component_reports]
@@ -628,6 +645,11 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         store,
         bundle=bundle_folder(config, records.plan, components),
         output=output_folder(config),
+        uses=run_uses(store),
+        code=code,
+        provenance=provenance(
+            started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
+        ),
     )
     render(card, page)
     return result
@@ -663,6 +685,7 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"bundle   {result.bundle}")
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
-    print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
+    print(f"trace    python -m flows.trace{where} {shlex.quote(result.bundle)}")
+    print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(f'draw     python -m flows.draw{where} --run {folder.name} "a caption" --output picture.png\n')

@@ -17,7 +17,7 @@ from steps.evaluation.pictures import grid, png
 from steps.inputs import StageInputs
 from steps.models import encode_captions, load_model
 from steps.randomness import keyed_normal
-from steps.report.stage import record_of
+from steps.report.stored import record_of
 from steps.store import Store
 
 MODELS = ("student", "teacher", "base")

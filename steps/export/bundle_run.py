@@ -1,6 +1,5 @@
 """Draws a picture with nothing but the files of a bundle, as a runtime on a device would."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from steps.diffusion.schedule import CLEAN, NoiseSchedule
 from steps.errors import ExportError
 from steps.evaluation.pictures import png
 from steps.export.interpreter import ChunkedProgram, Program, load_packages
+from steps.export.manifest import check_files, read_manifest
 from steps.models import token_ids
 from steps.randomness import keyed_normal
 
@@ -56,15 +56,12 @@ class Bundle:
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
         """Raises ExportError for a file that is missing or changed, or a component that was left out."""
-        try:
-            manifest = BundleManifest.from_json((folder / "manifest.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ExportError(f"expected a bundle with manifest.json in {folder}: {error}") from error
+        manifest, _ = read_manifest(folder)
         if not manifest.complete:
             raise ExportError(
                 f"expected the components {', '.join(REQUIRED_COMPONENTS)} in {folder}, found {', '.join(manifest.components)}"
             )
-        _check_files(folder, manifest)
+        check_files(folder, manifest)
         programs: dict[str, Program | ChunkedProgram] = {
             name: load_packages(name, [folder / package for package in manifest.components[name].packages])
             for name in REQUIRED_COMPONENTS
@@ -183,14 +180,3 @@ def read_tokenizer(folder: Path, tokens: int) -> CLIPTokenizer:
             )
     pairs: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=tokens)
-
-
-def _check_files(folder: Path, manifest: BundleManifest) -> None:
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ExportError(f"the bundle {folder} lacks {name}; export it again")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected.sha256:
-            raise ExportError(f"{path}: expected the hash {expected.sha256}, found {found}; export it again")

@@ -14,16 +14,17 @@ from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import ObjectRef
+from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation.compare import UNDECIDED
 from steps.evaluation.pictures import grid, png
 from steps.report import charts
 from steps.report.content import Block, Chart, PictureRows, Table, Text
 from steps.report.core_ml import core_ml
+from steps.report.origins import origins
 from steps.store.base import Store
 
 _COLUMNS = 8
-_MIB = 1 << 20
 # What trainings measure of themselves, for people.
 _IN_WORDS = {
     "teacher_mse_start": "mean square to the teacher {:.3g} before",
@@ -56,18 +57,18 @@ class RunRecords:
 
 
 def build_page(
-    records: RunRecords, stages: Mapping[str, Record], store: Store, labels: Sequence[str]
+    records: RunRecords, stages: Mapping[str, Record], store: Store, report: RunReport
 ) -> list[Block]:
     """All blocks of the page, in reading order. `stages` are the records of everything that ran, by stage."""
     return [
-        *_head(records, labels),
+        *_head(records, report.labels),
         *_pictures(records, store),
         *_quality(records),
         *_latency(records),
         *_architecture(records),
         *_training(records),
         *core_ml(records.components, records.drawing, store, records.compression),
-        *_stages(stages),
+        *origins(report, stages),
         *_previous(records),
     ]
 
@@ -276,26 +277,6 @@ def _training(records: RunRecords) -> list[Block]:
             Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss.")
         )
     return blocks
-
-
-def _stages(stages: Mapping[str, Record]) -> list[Block]:
-    """Where the time and the memory went; a stage from the cache names the run that made it."""
-    known = {name: record.provenance for name, record in stages.items() if record.provenance}
-    rows = tuple(
-        (
-            name,
-            f"{origin.wall_time_s:.1f} s",
-            f"{origin.peak_memory_bytes / _MIB:.0f} MiB",
-            f"{origin.device}, threads: {origin.threads}",
-            origin.run_id.rpartition("/")[2],
-        )
-        for name, origin in known.items()
-    )
-    if not rows:
-        return []
-    total = sum(origin.wall_time_s for origin in known.values())
-    headers = ("stage", "time", "peak memory", "on", "made by run")
-    return [Text(f"## Time and memory\n\n{total:.0f} s in stages."), Table(headers, rows)]
 
 
 def _previous(records: RunRecords) -> list[Block]:

@@ -8,18 +8,17 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from artifacts_schema.base import Record
+from artifacts_schema.base import Provenance, Record
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
-from artifacts_schema.readers import read_record
-from artifacts_schema.report import RunReport, StageSummary
-from steps.errors import StoreError
+from artifacts_schema.report import CodeVersion, RunReport, StageSummary
 from steps.evaluation.compare import compare
 from steps.evaluation.pictures import grid, png
+from steps.provenance import DISTRIBUTION
 from steps.report.content import Block
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
-from steps.store.notes import report_of_run
+from steps.store.notes import StageUse, report_of_run
 
 # Reference, then what is held against it.
 _COMPARISONS = (
@@ -73,14 +72,17 @@ def run(
     *,
     bundle: Path,
     output: Path,
+    uses: Mapping[str, StageUse],
+    code: CodeVersion,
+    provenance: Provenance,
 ) -> tuple[RunReport, list[Block]]:
     """Write report.json and pictures into `output`; returns the record and the page.
 
-    `everything` maps a stage (or stage and variant) to its record; their identities become the report's inputs.
+    `everything` maps a stage (or stage and variant) to its record; their identities, and that of the bundle's manifest,
+    become the report's inputs. `uses` says of the same names what the cache did, `code` and `provenance` are the report's own.
     """
-    notes = labels(config, records)
     pictures = _grids(records, store, shown=config.evaluation.grid_pictures)
-    page = build_page(records, everything, store, notes)
+    named: dict[str, Record] = {**everything, "bundle": records.manifest}
     report = RunReport(
         stage="report",
         parents=tuple(record.identity() for record in everything.values()),
@@ -88,29 +90,22 @@ def run(
         seed=config.run.seed,
         name=config.run.name,
         smoke=config.run.smoke,
-        labels=tuple(notes),
-        inputs={name: record.identity() for name, record in everything.items()},
+        labels=tuple(labels(config, records)),
+        inputs={name: record.identity() for name, record in named.items()},
+        code=code,
+        provenance=provenance,
         headline=headline(records),
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
-        stages=tuple(_summary(name, record) for name, record in everything.items()),
+        stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
         grids={name: store.put_bytes(grids[0][1]) for name, grids in pictures.items()},
         bundle=str(bundle),
         folder=str(output),
     )
+    page = build_page(records, everything, store, report)
     _write(report, records, store, pictures, bundle=bundle, output=output)
-    report_of_run(store, output.name, report, everything.values())
+    report_of_run(store, output.name, report, named.values())
     return report, page
-
-
-def record_of(store: Store, report: RunReport, name: str) -> Any:
-    """A record of a finished run by its name in the report. Raises StoreError when it is gone."""
-    text = store.get_document(f"records/{report.inputs.get(name)}")
-    if text is None:
-        raise StoreError(
-            f"the record '{name}' of run {Path(report.folder).name} is no longer in the store {store.root}"
-        )
-    return read_record(text)
 
 
 def headline(records: RunRecords) -> dict[str, float]:
@@ -209,13 +204,20 @@ def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
     }
 
 
-def _summary(name: str, record: Record) -> StageSummary:
+def _summary(name: str, record: Record, use: StageUse | None) -> StageSummary:
     provenance = record.provenance
+    versions = provenance.versions if provenance else {}
     return StageSummary(
         stage=name,
         identity=record.identity(),
         wall_time_s=provenance.wall_time_s if provenance else 0.0,
         peak_memory_bytes=provenance.peak_memory_bytes if provenance else 0,
         iterations=int(getattr(record, "iterations", 0)),
+        cached=use.cached if use else None,
+        key=use.key if use else "",
+        version=use.version if use else 0,
+        source=versions.get("stage source", ""),
+        code=versions.get(DISTRIBUTION, ""),
+        made_by=provenance.run_id if provenance else "",
         images_per_s=getattr(record, "images_per_s", None),
     )

@@ -1,6 +1,7 @@
-"""Notes of use: what a run refers to, told before it does, so that the collector leaves it.
+"""Notes of use: what a run refers to, told before it does, so that the collector leaves it; and for the report.
 
-`runs/<run id>/<stage>-<key>` names a stage's entry in the cache, and once the stage is done the objects of its record;
+`runs/<run id>/<stage>-<key>` names a stage's entry in the cache, and once the stage is done the objects of its record
+and whether it came from the cache;
 `runs/<run id>/report` names the records of the run's report. docs/adr/0014-garbage.md
 """
 
@@ -29,23 +30,52 @@ def stage_of_run(  # noqa: PLR0913 - a run, and what `cached_stage` takes
     """
     mark_use(store, run_id, key, origin=origin)
     result = cached_stage(store, key, work, enabled=enabled)
-    mark_use(store, run_id, key, origin=origin, record=result.record)
+    mark_use(store, run_id, key, origin=origin, result=result)
     return result
 
 
 def mark_use(
-    store: Store, run_id: str, key: StageKey, *, origin: str | None = None, record: Record | None = None
+    store: Store, run_id: str, key: StageKey, *, origin: str | None = None, result: CacheResult | None = None
 ) -> None:
-    """Note that a run refers to a stage: before the cache is asked, and with the record once there is one.
+    """Note that a run refers to a stage: before the cache is asked, and with the result once there is one.
 
     The objects are noted as well, because another run may write another record under the key: one that bypasses the
     cache, or that took this one for dead.
     """
     note: dict[str, object] = {"entry": key.document, "origin": origin}
-    if record is not None:
-        hashes = sorted(set(object_hashes(json.loads(record.to_json()))))
+    if result is not None:
+        hashes = sorted(set(object_hashes(json.loads(result.record.to_json()))))
         note["objects"] = [{"uri": f"sha256:{sha256}", "sha256": sha256} for sha256 in hashes]
+        note |= {"name": f"{key.stage} {key.label}".strip(), "version": key.version, "cached": result.hit}
     store.put_document(_note(run_id, key.document), json.dumps(note))
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """A finished stage of a run: cache key, stage version, and whether its record came from the cache."""
+
+    key: str
+    version: int
+    cached: bool
+
+
+def stage_uses(store: Store, run_id: str, *, origin: str | None = None) -> dict[str, StageUse]:
+    """The finished stages of a run, by what the report calls them (stage and, in a foreach, label), and those that it
+    took over from the run it resumes (`origin`). Stages of programs that noted no outcome are left out.
+    """
+    found: dict[str, StageUse] = {}
+    pending, seen = [run_id, *([origin] if origin else [])], set()
+    while pending:
+        run = pending.pop(0)
+        seen.add(run)
+        for document in store.list_documents(f"runs/{run}/"):
+            note = parse_document(document, store.get_document(document) or "{}")
+            if "name" in note:
+                key = document.rsplit("-", 1)[1]
+                found.setdefault(note["name"], StageUse(key, note["version"], note["cached"]))
+            if note.get("origin") and note["origin"] not in (*seen, *pending):
+                pending.append(note["origin"])
+    return found
 
 
 def report_of_run(store: Store, run_id: str, report: Record, records: Iterable[Record]) -> None:

@@ -55,7 +55,7 @@ def record_of(key: StageKey, *, propagate: bool) -> Any:
     if key.stage == "start":
         for name in ("base", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip"):
             changes[name] = _folder(key.inputs[name] if propagate else name)
-        data = [key.config["data"], key.inputs["base"]] if propagate else []
+        data = [key.config["data"], key.inputs["base"], key.inputs["raw data"]] if propagate else []
         changes["data"] = record.data.model_copy(update={"source": str(data)})
     if hasattr(record, "weights"):
         changes["weights"] = record.weights.model_copy(update={"sha256": known})

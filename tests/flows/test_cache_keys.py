@@ -32,6 +32,7 @@ READ_BY: dict[str, set[str]] = {
     "report": set(),
     "base": {"start"},
     "data": {"start"},
+    "data.shards": set(),  # of webdataset, by what is in them
     **{stage: {stage} for stage in SINGLE},
     **{f"{stage}.training.{name}": set() for stage in SINGLE for name in ("checkpoint_interval_s", "log_interval")},
     "step_distillation": DISTILLATIONS,

@@ -135,6 +135,35 @@ def test_every_stage_is_in_the_report(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_report_knows_its_code_and_what_the_cache_did(
+    finished: tuple[Path, str], interrupted: Future[Interrupted]
+) -> None:
+    homes = finished[0], interrupted.result()[0]
+    for found in map(report, homes):
+        assert found["code"]["version"] and found["provenance"]["host"]
+        rows = {stage["stage"]: stage for stage in found["stages"]}
+        assert {row["cached"] for row in rows.values()} <= {True, False}  # not None: it is known
+        assert all(len(row["key"]) == len(row["source"]) == 64 and row["code"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_a_bundle_is_traced_to_its_run(finished: tuple[Path, str]) -> None:
+    home, output = finished
+    printed = re.search(r"trace +python (-m flows\.trace .+)", output)
+    assert printed is not None
+    result = subprocess.run(
+        [sys.executable, *shlex.split(printed[1])],
+        env=os.environ | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"run {Path(report(home)['folder']).name}" in result.stdout and "emoji" in result.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folders", "s3"])
 def test_the_printed_command_draws_a_picture(
     finished: tuple[Path, str], interrupted: Future[Interrupted], tmp_path: Path, s3_server: Server, kind: str

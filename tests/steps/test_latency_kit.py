@@ -166,7 +166,7 @@ def test_table_of_another_batch_is_refused(measured: Path, base: BaseModel, tmp_
         (lambda r: r["entries"][1].update(samples_ms=[]), "expected a record of measure_on_mac.py"),
         (lambda r: r["entries"][1].update(samples_ms=[-1]), "expected times of 0 ms or more"),
         (lambda r: r["entries"].append(r["entries"][0]), "measured more than once: baseline"),
-        (lambda r: r.update(version=2), "found snapfusion.device_measurement 2"),
+        (lambda r: r.update(version=2), "snapfusion.device_measurement version 2 is newer"),
         (lambda r: r["entries"][0].update(samples_ms=[1e3]), "no time is left of the UNet"),
     ],
 )

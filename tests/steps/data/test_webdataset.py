@@ -16,13 +16,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from artifacts_schema.config import DataConfig
 from steps.context import NullProgress
 from steps.data.prepared import PreparedData, prepare_data
+from steps.data.shards import expand_shards
 from steps.data.source import Picture
 from steps.data.webdataset import (
     SkippedItem,
     WebDatasetSource,
     check_shards,
     decode_picture,
-    expand_shards,
     split_of,
 )
 from steps.errors import DataError

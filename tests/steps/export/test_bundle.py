@@ -65,6 +65,14 @@ def test_bundle_is_whole(reports: list[ComponentReport], store: LocalStore, tmp_
     assert _left(tmp_path) == ["bundle"]
 
 
+def test_manifest_names_what_the_bundle_was_made_of(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    manifest = _assemble(reports, store, tmp_path, made_of={"start": "cd"})
+    components = {f"coreml_export {report.component}": report.identity() for report in reports}
+    assert manifest.made_of == {"start": "cd"} | components
+
+
 def test_unmeasured_parity_is_said(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:
     _assemble(reports, store, tmp_path)
     written = json.loads((tmp_path / "runs" / "bundle" / "manifest.json").read_text())

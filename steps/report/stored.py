@@ -1,0 +1,35 @@
+"""Reports of finished runs and the records they name, read back from the store. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from artifacts_schema.readers import read_record
+from artifacts_schema.report import RunReport
+from steps.errors import SnapFusionError, StoreError
+from steps.store import Store
+
+
+def find_report(store: Store, run_id: str | None) -> RunReport:
+    """The named run's report, or the newest, of whatever version. Raises SnapFusionError naming the runs that are there."""
+    keys = store.list_documents("reports/")
+    if not keys:
+        raise SnapFusionError(
+            f"no finished run in the store {store.root}; run the flow first, or name its --store"
+        )
+    newest = max(keys, key=lambda key: int(key.rsplit("/", 1)[1]) if key.rsplit("/", 1)[1].isdigit() else 0)
+    key = newest if run_id is None else f"reports/{run_id}"
+    text = store.get_document(key)
+    if text is None:
+        known = ", ".join(key.removeprefix("reports/") for key in keys)
+        raise SnapFusionError(f"run {run_id} has no report in the store {store.root}; known: {known}")
+    return RunReport.from_json(text)
+
+
+def record_of(store: Store, report: RunReport, name: str) -> Any:
+    """A record of a finished run by its name in the report. Raises StoreError when it is gone."""
+    text = store.get_document(f"records/{report.inputs.get(name)}")
+    if text is None:
+        raise StoreError(
+            f"the record '{name}' of run {Path(report.folder).name} is no longer in the store {store.root}"
+        )
+    return read_record(text)
