@@ -200,6 +200,7 @@ class EvaluationConfig(Frozen):
     signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
     measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
     features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
+    inception: str | None = None  # the file of features = "inception", NVIDIA's inception-2015-12-05.pt
     variants: tuple[str, ...] = (
         "base_50",
         "base_8",
@@ -214,6 +215,12 @@ class EvaluationConfig(Frozen):
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
     grid_pictures: Count = 16
+
+    @model_validator(mode="after")
+    def _inception_has_a_file(self) -> Self:
+        if self.features == "inception" and not self.inception:
+            raise ValueError('features = "inception" needs inception, the path of inception-2015-12-05.pt')
+        return self
 
 
 class ProgramCheckConfig(Frozen):

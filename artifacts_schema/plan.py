@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from artifacts_schema.base import Record
 from artifacts_schema.data import PreparedDataRef
-from artifacts_schema.references import FolderRef
+from artifacts_schema.references import FolderRef, ObjectRef
 
 
 class RunPlan(Record):
@@ -14,7 +14,7 @@ class RunPlan(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "store_root", "output", "estimates"})
 
     base: FolderRef
@@ -25,6 +25,7 @@ class RunPlan(Record):
     robust_warm_start: FolderRef | None = None
     signal_clip: FolderRef | None = None
     measure_clip: FolderRef | None = None
+    inception: ObjectRef | None = None
     store_root: str = ""
     output: str = ""
     estimates: dict[str, float] = {}

@@ -42,10 +42,16 @@ def _bundle_3(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
+def _run_plan_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 left Inception's weights to the temporary folder, which is what a missing `inception` means."""
+    return payload
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
     ("snapfusion.bundle", 2): _bundle_3,
+    ("snapfusion.run_plan", 1): _run_plan_2,
 }
 
 

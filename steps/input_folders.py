@@ -1,13 +1,17 @@
-"""The folders a configuration names: that they are there, and their identities.
+"""The folders and files a configuration names: that they are there, and their identities.
 
 Imports no torch, so that a run whose stages are all cached starts quickly.
 """
 
+import hashlib
 from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
 from steps.base_folder import check_base_folder, folder_identity
 from steps.errors import ConfigError
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""NVIDIA's inception-2015-12-05.pt, 95,607,719 bytes: what clean-fid computes with, and k-diffusion names by this hash."""
 
 MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
@@ -21,6 +25,8 @@ def input_identities(config: SnapFusionConfig, project_root: Path) -> tuple[str,
     identities = [MICRO if config.base.path == MICRO else folder_identity(base_folder(config, project_root))]
     for path in other_folders(config, project_root).values():
         identities.append(folder_identity(path) if path is not None else "")
+    if inception_weights(config, project_root) is not None:
+        identities.append(INCEPTION_SHA256)
     if config.data.source == "webdataset":
         from steps.data.webdataset import expand_shards
 
@@ -54,3 +60,26 @@ def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Pat
             raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
         result[name] = path
     return result
+
+
+def inception_weights(config: SnapFusionConfig, project_root: Path) -> Path | None:
+    """The file of `evaluation.features = "inception"`, its bytes checked; None for other features.
+
+    It is a program, not only weights: none but the one that is known is ever run. Raises ConfigError.
+    """
+    if config.evaluation.features != "inception":
+        return None
+    path = project_root / str(config.evaluation.inception)
+    if not path.is_file():
+        raise ConfigError(
+            f"evaluation.inception names {path}, which does not exist; it is never downloaded: put NVIDIA's "
+            "inception-2015-12-05.pt there, or use features = 'efficientnet_lite0'"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != INCEPTION_SHA256:
+        raise ConfigError(
+            f"evaluation.inception names {path}, which is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 "
+            f"{INCEPTION_SHA256}, found {found}; it is not loaded"
+        )
+    return path

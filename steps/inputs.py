@@ -46,6 +46,12 @@ class StageInputs:
         """The evaluator that only measures."""
         return ClipScorer.load(self._required("measure_clip"))
 
+    @cached_property
+    def inception(self) -> Path | None:
+        """Inception's weights, for evaluations that use its features; None for others."""
+        ref = self.plan.inception
+        return self.context.store.path_of(ref) if ref is not None else None
+
     def folder(self, name: str) -> Path | None:
         """Local copy of an optional folder of the plan, such as `velocity_warm_start`; None when there is none."""
         ref = getattr(self.plan, name)

@@ -58,10 +58,10 @@ def brightness(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(bench_module, "load_features", lambda name: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
     identity = SimpleNamespace(identity=lambda: "data")
     plan = SimpleNamespace(data=identity, measure_clip=identity)
-    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), plan=plan)
+    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), inception=None, plan=plan)
 
 
 def measured(inputs: Any, folder: Path) -> tuple[RealPicturesRecord, Any]:
