@@ -41,7 +41,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path) -> 
     inception = inception_weights(config, project_root)
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
-    list_blocks(base.unet.config)
+    list_blocks(base.unet.config)  # refuses what the evolved UNet cannot be made of
     _check_image_size(config, base)
     check_export(config, base)
     _check_room(config, base, context.work)
