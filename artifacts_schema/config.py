@@ -211,12 +211,13 @@ class EvaluationConfig(Frozen):
     """`evaluation` and `real_pictures`. The evaluators count by what is in their folders, the steps by variant."""
 
     volatile: ClassVar[frozenset[str]] = frozenset(
-        {"signal_clip", "measure_clip", "variants", "base_steps", "grid_pictures"}
+        {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
     )
 
     signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
     measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
     features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
+    inception: str | None = None  # the file of features = "inception", NVIDIA's inception-2015-12-05.pt
     variants: tuple[str, ...] = (
         "base_50",
         "base_8",
@@ -231,6 +232,12 @@ class EvaluationConfig(Frozen):
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
     grid_pictures: Count = 16
+
+    @model_validator(mode="after")
+    def _inception_has_a_file(self) -> Self:
+        if self.features == "inception" and not self.inception:
+            raise ValueError('features = "inception" needs inception, the path of inception-2015-12-05.pt')
+        return self
 
 
 class ProgramCheckConfig(Frozen):

@@ -4,9 +4,11 @@ from typing import ClassVar, Literal
 
 from artifacts_schema.base import Record
 from artifacts_schema.data import PreparedDataRef, RawData
-from artifacts_schema.references import FolderRef
+from artifacts_schema.references import FolderRef, ObjectRef
 
-InputName = Literal["base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip"]
+InputName = Literal[
+    "base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip", "inception"
+]  # fmt: skip
 """What a stage may read of a plan."""
 
 
@@ -31,11 +33,14 @@ class RunPlan(Record):
     robust_warm_start: FolderRef | None = None
     signal_clip: FolderRef | None = None
     measure_clip: FolderRef | None = None
+    inception: ObjectRef | None = None
     store_root: str = ""
     output: str = ""
     estimates: dict[str, float] = {}
 
     def identity_of(self, name: InputName) -> str:
         """Identity of one of the run's inputs; empty for one that there is not."""
-        ref: FolderRef | PreparedDataRef | None = getattr(self, name)
+        ref: FolderRef | PreparedDataRef | ObjectRef | None = getattr(self, name)
+        if isinstance(ref, ObjectRef):
+            return ref.sha256
         return ref.identity() if ref is not None else ""

@@ -68,7 +68,7 @@ def _report_2(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_plan_2(payload: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 did not know what its data were prepared from, which is what a missing `raw_data` means."""
+    """Version 1 did not know what its data were prepared from, and left Inception's program to the temporary folder."""
     return payload
 
 

@@ -7,7 +7,10 @@ the number of workers from the machine.
 
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+from steps.disk import temporary_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.
@@ -41,6 +44,9 @@ def prepare_paths() -> None:
     if (PROJECT_ROOT / "pyproject.toml").is_file():
         WORK_ROOT.mkdir(parents=True, exist_ok=True)
         os.chdir(WORK_ROOT)
+        # coremltools writes whole models there, and the system's own folder is often small, or memory.
+        os.environ["TMPDIR"] = str(temporary_folder(WORK_ROOT / ".snapfusion" / "tmp"))
+        tempfile.tempdir = None  # asked for again
 
 
 def _user_name() -> str:

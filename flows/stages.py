@@ -346,7 +346,7 @@ def real_pictures(config: SnapFusionConfig, plan: RunPlan) -> RealPicturesRecord
         config=config,
         settings={"evaluation": config.evaluation},
         plan=plan,
-        reads=["data", "measure_clip"],
+        reads=["data", "measure_clip", "inception"],
     ).record
 
 
@@ -378,7 +378,7 @@ def evaluation(
         config=config,
         settings={"evaluation": config.evaluation, "steps": chosen.steps},
         plan=plan,
-        reads=["base", "data", "measure_clip"],
+        reads=["base", "data", "measure_clip", "inception"],
         inputs={
             "real_pictures": real.identity(),
             "unet": _identity(chosen.unet),

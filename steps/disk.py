@@ -1,10 +1,13 @@
-"""Room on the disk, asked for before anything is written."""
+"""Room on the disk, asked for before anything is written, and folders for temporary files."""
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from steps.errors import DiskFullError
+
+_LEFTOVER_S = 7 * 24 * 3600.0  # no temporary file is used for that long
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
@@ -27,3 +30,18 @@ def used_bytes(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return used
+
+
+def temporary_folder(folder: Path) -> Path:
+    """A folder for temporary files, made if need be, without what processes that were killed left there a week ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        try:
+            old = time.time() - path.lstat().st_mtime > _LEFTOVER_S
+            if old and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif old:
+                path.unlink()
+        except FileNotFoundError:  # its owner, or another process that tidies up, was faster
+            continue
+    return folder

@@ -1,8 +1,9 @@
-"""The folders and shards a configuration names: that they are there, and their identities.
+"""The folders, shards and files a configuration names: that they are there, and their identities.
 
 Imports no torch, so that a run whose stages are all cached starts quickly.
 """
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from steps.base_folder import check_base_folder, folder_identity
 from steps.data.shards import expand_shards
 from steps.errors import ConfigError
 from steps.file_hashes import FileHashes
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""NVIDIA's inception-2015-12-05.pt, 95,607,719 bytes: what clean-fid computes with, and k-diffusion names by this hash."""
 
 MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
@@ -43,6 +47,7 @@ def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData)
     identities = {"base": base, "raw data": raw.identity()}
     for name, path in other_folders(config, project_root).items():
         identities[name] = folder_identity(path) if path is not None else ""
+    identities["inception"] = INCEPTION_SHA256 if inception_weights(config, project_root) else ""
     return identities
 
 
@@ -70,3 +75,26 @@ def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Pat
             raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
         result[name] = path
     return result
+
+
+def inception_weights(config: SnapFusionConfig, project_root: Path) -> Path | None:
+    """The file of `evaluation.features = "inception"`, its bytes checked; None for other features.
+
+    It is a program, not only weights: none but the one that is known is ever run. Raises ConfigError.
+    """
+    if config.evaluation.features != "inception":
+        return None
+    path = project_root / str(config.evaluation.inception)
+    if not path.is_file():
+        raise ConfigError(
+            f"evaluation.inception names {path}, which does not exist; it is never downloaded: put NVIDIA's "
+            "inception-2015-12-05.pt there, or use features = 'efficientnet_lite0'"
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != INCEPTION_SHA256:
+        raise ConfigError(
+            f"evaluation.inception names {path}, which is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 "
+            f"{INCEPTION_SHA256}, found {found}; it is not loaded"
+        )
+    return path

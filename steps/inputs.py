@@ -15,6 +15,7 @@ from steps.data.prepared import PreparedData
 from steps.errors import ConfigError, StoreError
 from steps.evaluation.clip_score import ClipScorer
 from steps.models import BaseModel, WeightsOf, load_base
+from steps.store.base import PARTIAL
 
 
 class StageInputs:
@@ -55,6 +56,12 @@ class StageInputs:
         """The evaluator that only measures."""
         return ClipScorer.load(self._required("measure_clip"))
 
+    @cached_property
+    def inception(self) -> Path | None:
+        """Inception's program, for evaluations that use its features; None for others."""
+        ref = self._readable("inception").inception
+        return self.context.store.path_of(ref) if ref is not None else None
+
     def identity(self, name: InputName) -> str:
         """Identity of an input; empty for one that there is not."""
         return self._readable(name).identity_of(name)
@@ -90,15 +97,14 @@ def fetch_folder(context: StageContext, ref: FolderRef, name: str) -> Path:
         if not path.is_relative_to(target.resolve()):
             raise StoreError(f"file {relative!r} of the stored folder '{name}' leads out of it")
         source = context.store.path_of(item)
-        if path.exists():
-            continue
+        if path.exists() and path.samefile(source):
+            continue  # else it is a copy, or of an object that was damaged and has been stored again
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, path)
-        except OSError:  # another file system, or one without hard links
-            # A file that is there counts as whole, so it must appear at once.
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as folder:
-                partial = Path(folder) / "file"
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=PARTIAL) as folder:
+            partial = Path(folder) / "file"
+            try:
+                os.link(source, partial)
+            except OSError:  # another file system, or one without hard links
                 shutil.copyfile(source, partial)
-                partial.replace(path)
+            partial.replace(path)
     return target

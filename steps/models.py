@@ -13,14 +13,18 @@ from typing import Any, Literal, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from artifacts_schema.base import canonical_json
 from artifacts_schema.references import WeightsRef
 from steps.base_folder import check_base_folder
+from steps.disk import temporary_folder
 from steps.errors import BaseModelError, StoreError
 from steps.store.base import Store
+from steps.weights_fit import misfit
 
 PredictionType = Literal["epsilon", "v_prediction"]
 WeightsOf = Literal["unet", "vae", "text_encoder"]
@@ -87,11 +91,38 @@ def load_base(path: Path, *, only: Collection[WeightsOf] | None = None) -> BaseM
 def _component(kind: Any, folder: Path, wanted: Collection[str]) -> Any:
     """A component with its weights if its folder's name is wanted."""
     if folder.name in wanted:
-        return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        return load_whole(kind, folder)
     with torch.device("meta"):
         if issubclass(kind, CLIPTextModel):
             return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
         return kind.from_config(kind.load_config(folder, local_files_only=True))
+
+
+def load_whole(kind: Any, folder: Path) -> Any:
+    """A diffusers or transformers model in float32 from a folder that holds every weight its configuration asks for.
+
+    Raises BaseModelError with the folder, and the first tensors that are missing, too much or of another shape.
+    """
+    try:
+        model, info = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused here, with their names
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BaseModelError(f"{folder} cannot be loaded: {error}") from error
+    fault = misfit(
+        missing=info["missing_keys"],
+        mismatched=[name for name, *_ in info["mismatched_keys"]],
+        unexpected=info["unexpected_keys"],
+    )
+    if fault:
+        files = ", ".join(sorted(file.name for file in folder.glob("*.safetensors")))
+        raise BaseModelError(f"{folder}: {files} and config.json do not belong together: {fault}")
+    return model
 
 
 def _check_text(
@@ -122,7 +153,8 @@ def _check_text(
 def save_model(store: Store, model: nn.Module, *, schema: str, parents: Sequence[str] = ()) -> WeightsRef:
     """Store a diffusers-style model (`save_pretrained`, `from_config`) as one safetensors object and its config."""
     saver = cast(Any, model)
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the store, whose room is known: the system's folder for temporary files may be small.
+    with tempfile.TemporaryDirectory(dir=temporary_folder(store.work_folder("saving"))) as folder:
         saver.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
         weights = store.put_file(Path(folder) / _WEIGHTS)
         config = json.loads((Path(folder) / "config.json").read_text())
@@ -140,17 +172,20 @@ def save_model(store: Store, model: nn.Module, *, schema: str, parents: Sequence
 
 
 def load_model(store: Store, ref: WeightsRef) -> Any:
-    """Load a stored model in float32, evaluation mode. Raises StoreError for a class this version does not know."""
+    """Load a stored model in float32, evaluation mode.
+
+    Raises StoreError for a class this version does not know, and for weights that are not those of the configuration.
+    """
     classes = _model_classes()
     if ref.schema_id not in classes:
         raise StoreError(f"weights {ref.sha256} are of class {ref.schema_id}; known are {', '.join(classes)}")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / _WEIGHTS).symlink_to(store.path_of(ref))
-        (folder / "config.json").symlink_to(store.path_of(ref.config))
-        model = classes[ref.schema_id].from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+    model = classes[ref.schema_id].from_config(json.loads(store.path_of(ref.config).read_text()))
+    try:
+        model.load_state_dict(load_file(store.path_of(ref)))
+    except RuntimeError as error:
+        raise StoreError(
+            f"weights {ref.sha256} do not fit {ref.schema_id} as this version builds it: {' '.join(str(error).split())}"
+        ) from error
     return model.float().eval()
 
 

@@ -14,24 +14,31 @@ from steps.base_folder import folder_identity
 from steps.context import StageContext
 from steps.data.prepared import prepare_data
 from steps.errors import ConfigError
-from steps.input_folders import MICRO, base_folder, other_folders
+from steps.evaluation.clip_score import check_clip
+from steps.input_folders import MICRO, base_folder, inception_weights, other_folders
 from steps.models import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
 from steps.store import put_folder
+from steps.unet.blocks import list_blocks
 from steps.unit_costs import measure_unit_costs
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: SnapFusionConfig, context: StageContext, project_root: Path, raw: RawData) -> RunPlan:
-    """Check base and data; returns the plan every later stage reads.
+    """Check base, evaluators and data; returns the plan every later stage reads.
 
     `raw` is what the data are prepared from (`steps.input_folders.raw_data`), for the record.
     """
+    others = other_folders(config, project_root)
+    for path in (others["signal_clip"], others["measure_clip"]):
+        if path is not None:
+            check_clip(path)
+    inception = inception_weights(config, project_root)
     folder = _base_folder(config, project_root, context.work)
     base = load_base(folder)
+    list_blocks(base.unet.config)  # refuses what the evolved UNet cannot be made of
     _check_image_size(config, base)
-    others = other_folders(config, project_root)
     stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
     data = prepare_data(
         base, config.data, context.store, progress=context.progress, project_root=project_root
@@ -45,6 +52,7 @@ def run(config: SnapFusionConfig, context: StageContext, project_root: Path, raw
         prediction_type=base.prediction_type,
         data=data,
         raw_data=raw,
+        inception=context.store.put_file(inception) if inception else None,
         estimates=measure_unit_costs(base, context.device),
         **stored,
     )

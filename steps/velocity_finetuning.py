@@ -19,7 +19,7 @@ from steps.context import StageContext
 from steps.diffusion.losses import SPLIT, LatentData, Sampling, VelocityLoss
 from steps.diffusion.schedule import NoiseSchedule
 from steps.errors import BaseModelError
-from steps.models import BaseModel, save_model
+from steps.models import BaseModel, load_whole, save_model
 from steps.training.loop import train
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def load_warm_start(folder: Path, base: BaseModel) -> Any:
     """The v-prediction UNet in `folder`, float32.
 
     Raises BaseModelError when its architecture is not the base's, or when its `warm_start.json` names the
-    identity of another base (`base_identity`).
+    identity of another base (`base_identity`), or when weights are missing.
     """
     advice = "set base.warm_start = false to train from the base"
     note = folder / WARM_START_FILE
@@ -110,7 +110,7 @@ def load_warm_start(folder: Path, base: BaseModel) -> Any:
             raise BaseModelError(
                 f"warm start {folder} belongs to base {expected}, found base {found}; {advice}"
             )
-    unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).float()
+    unet = load_whole(UNet2DConditionModel, folder)
     if _architecture(unet) != _architecture(base.unet):
         raise BaseModelError(f"warm start {folder} is not a UNet of the base's architecture; {advice}")
     return unet

@@ -41,7 +41,7 @@ class Bench:
         self.captions = [everything[index] for index in self.indices.tolist()]
         self.embeddings = data.embeddings(config.split, self.indices)
         self.clip: ClipScorer = inputs.measure_clip
-        self.features: FeatureExtractor = load_features(config.features)
+        self.features: FeatureExtractor = load_features(config.features, inputs.inception)
         self.candidates = self._candidates(everything)
 
     def draw(  # noqa: PLR0913 - what decides a picture

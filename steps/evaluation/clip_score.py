@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from steps.errors import EvaluationError
+from steps.weights_fit import misfit
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -33,14 +35,10 @@ class ClipScorer:
 
     @classmethod
     def load(cls, folder: Path) -> "ClipScorer":
-        """Read a model folder. Raises EvaluationError naming what is missing."""
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise EvaluationError(
-                    f"expected an OpenCLIP model folder, but {folder / name} does not exist"
-                )
-        config = json.loads((folder / CONFIG).read_text())
+        """Read a model folder. Raises EvaluationError, see `check_clip`."""
+        config = check_clip(folder)
         model = build_clip(config["model_cfg"])
+        # Not strict: a stored attn_mask, which the model computes. All that is missing or too much is refused above.
         model.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS).items()}, strict=False)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model, tokenizer, config["preprocess_cfg"])
@@ -74,6 +72,33 @@ class ClipScorer:
                 f"expected one caption per picture, found {len(captions)} for {len(images)}"
             )
         return (self.image_embeddings(images) * self.text_embeddings(captions)).sum(-1)
+
+
+def check_clip(folder: Path) -> dict[str, Any]:
+    """The configuration of a model folder whose weights are there and are all that it asks for; reads none of them.
+
+    Raises EvaluationError with the file, and the first tensors that are missing, too much or of another shape.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise EvaluationError(f"expected an OpenCLIP model folder, but {folder / name} does not exist")
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        with torch.device("meta"):
+            model = build_clip(config["model_cfg"])
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise EvaluationError(f"the evaluator {folder} cannot be read: {error!r}") from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    fault = misfit(
+        missing=expected.keys() - found.keys(),
+        mismatched=[name for name in expected.keys() & found.keys() if expected[name] != found[name]],
+        unexpected=found.keys() - expected.keys(),
+    )
+    if fault:
+        raise EvaluationError(f"{folder / WEIGHTS} and {CONFIG} do not belong together: {fault}")
+    return config
 
 
 def build_clip(model_cfg: dict[str, Any]) -> CLIP:

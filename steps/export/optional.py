@@ -10,8 +10,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from steps.errors import ExportError
+from steps.errors import BaseModelError, ExportError
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
+from steps.models import load_whole
 
 _STRICTER = 0.01  # what one match among the special concepts adds to every score, as in diffusers
 
@@ -81,10 +82,8 @@ def load_safety_checker(base: Path) -> StableDiffusionSafetyChecker:
     """The base's safety checker, in float32. Raises ExportError for a base without one."""
     folder = base / "safety_checker"
     try:
-        checker = StableDiffusionSafetyChecker.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
+        checker = load_whole(StableDiffusionSafetyChecker, folder)
+    except BaseModelError as error:
         raise ExportError(
             f"safety_checker: expected the base's own in {folder}: {error}; leave it out of coreml_export.components"
         ) from error

@@ -23,7 +23,7 @@ from steps.base_folder import folder_identity
 from steps.context import Progress, StageContext, TerminalProgress
 from steps.data.prepared import PreparedData, prepare_data
 from steps.evaluation.clip_score import save_clip
-from steps.models import BaseModel, load_base, load_model
+from steps.models import BaseModel, load_base, load_model, load_whole
 from steps.pretraining.autoencoder import LATENT_CHANNELS, psnr_db, train_autoencoder
 from steps.pretraining.base import SHARD, new_unet, train_unet, write_base
 from steps.pretraining.openclip import model_cfg, retrieval_top1, text_tower, train_openclip
@@ -233,8 +233,8 @@ class Pretraining:
         write_base(
             folder,
             unet=unet,
-            vae=AutoencoderKL.from_pretrained(self.work / "vae", local_files_only=True),
-            text_encoder=CLIPTextModel.from_pretrained(self.work / "text_encoder", local_files_only=True),
+            vae=load_whole(AutoencoderKL, self.work / "vae"),
+            text_encoder=load_whole(CLIPTextModel, self.work / "text_encoder"),
             tokenizer=self.tokenizer,
         )
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from artifacts_schema.references import FolderRef, ObjectRef
 from steps.errors import DamagedError
+from steps.folder_files import folder_files
 
 PARTIAL = ".partial-"  # begins the name of what a killed process left half written
 
@@ -180,12 +181,8 @@ def object_name(sha256: str) -> str:
 
 
 def put_folder(store: Store, folder: Path) -> FolderRef:
-    """Store every file of a folder, following no links out of it."""
-    files = {
-        path.relative_to(folder).as_posix(): store.put_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink()
-    }
+    """Store every file of a folder, links to files as what they lead to. Raises StoreError, see `folder_files`."""
+    files = {path.relative_to(folder).as_posix(): store.put_file(path) for path in folder_files(folder)}
     return FolderRef(files=files)
 
 

@@ -54,7 +54,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 _FIXED: dict[str, Any] = {
-    # What must stay at diffusers' default: the evolved UNet's forward does not implement it.
+    # What must stay at diffusers' default: the evolved UNet's forward does not implement it, and dropout would draw
+    # from torch's own generator, so that an interrupted training did not end as an uninterrupted one.
+    "dropout": 0.0,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "dual_cross_attention": False,

@@ -53,6 +53,11 @@ def test_step_counts_must_halve() -> None:
         load_config("[step_distillation]\nfinal_steps = 4")
 
 
+def test_inception_needs_its_file() -> None:
+    with pytest.raises(InvalidConfig, match="needs inception, the path of inception-2015-12-05"):
+        load_config("[evaluation]\nfeatures = 'inception'")
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SnapFusionConfig().run.seed = 3  # type: ignore[misc]

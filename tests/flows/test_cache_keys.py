@@ -1,5 +1,6 @@
 """A changed value reruns exactly the stages that read it, and those downstream: the keys of the real stage functions."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from artifacts_schema.config import SnapFusionConfig
+from steps import input_folders
 from steps.stage_versions import STAGE_MODULES
 from steps.store import open_store
 from tests.flows.keys import COMPONENTS, VARIANTS, Keys
@@ -43,6 +45,8 @@ READ_BY: dict[str, set[str]] = {
     "evaluation": MEASURED,
     "evaluation.signal_clip": {"start"},  # by what is in the folder
     "evaluation.measure_clip": {"start"},
+    "evaluation.features": {"start", *MEASURED},  # brings its file
+    "evaluation.inception": set(),  # of other features
     "evaluation.variants": set(),
     "evaluation.grid_pictures": set(),
     "evaluation.base_steps": {"evaluation base_50"},
@@ -86,7 +90,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "step_distillation.cfg_range": {"step_distillation.cfg_range": [2.0, 7.0]},
     "evaluation.signal_clip": {"evaluation.signal_clip": "assets/evaluators/openclip_measure"},
     "evaluation.measure_clip": {"evaluation.measure_clip": "assets/evaluators/openclip_signal"},
-    "evaluation.features": {"evaluation.features": "inception"},
+    "evaluation.inception": {"evaluation.inception": "a.tar"},
     "evaluation.variants": {"evaluation.variants": ["base_50", "student_8"]},
     "evaluation.guidance_scales": {"evaluation.guidance_scales": [3.0, 5.0]},
     "evaluation.split": {"evaluation.split": "validation"},
@@ -142,6 +146,9 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     monkeypatch.setitem(
         OTHER, "data.source", {"data.source": "webdataset", "data.shards": [str(tmp_path / "a.tar")]}
     )
+    program = {"evaluation.features": "inception", "evaluation.inception": str(tmp_path / "a.tar")}
+    monkeypatch.setitem(OTHER, "evaluation.features", program)
+    monkeypatch.setattr(input_folders, "INCEPTION_SHA256", hashlib.sha256(b"{}").hexdigest())
     open_store(made.config({}).store, tmp_path).put_document("reports/7", '{"headline": {}}')
     return made
 
@@ -215,6 +222,7 @@ READERS = {
     "robust_warm_start": {"start", "robust_training"},
     "signal_clip": {"start", "architecture_evolution", "coreml_compression"},
     "measure_clip": {"start", "bundle_drawing", *MEASURED},
+    "inception": {"start", *MEASURED},
 }
 
 

@@ -1,5 +1,8 @@
 """The flow starts the same way everywhere."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,26 @@ def test_the_users_choice_of_workers_stays() -> None:
         "student_8",
     ]
     assert with_max_workers(["show"], 2) == ["show"]
+
+
+def test_temporary_files_need_no_room_in_the_systems_folder(tmp_path: Path) -> None:
+    """Those of every library, here and in the tasks; what was left there long ago goes."""
+    left, used = (tmp_path / ".snapfusion" / "tmp" / name for name in ("left", "used"))
+    for folder in (left, used):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    code = (
+        "import os, tempfile; tempfile.gettempdir(); from flows.environment import prepare_paths; prepare_paths()\n"
+        "print(tempfile.gettempdir(), os.environ['TMPDIR'])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"SNAPFUSION_HOME": str(tmp_path), "TMPDIR": "/dev/full", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == [str(tmp_path / ".snapfusion" / "tmp")] * 2
+    assert not left.exists()
+    assert used.exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from artifacts_schema.config import TrainingConfig, VelocityFinetuningConfig
 from steps.base_folder import folder_identity
@@ -74,6 +75,15 @@ def test_a_warm_start_of_another_base_is_refused(tmp_path: Path) -> None:
     tiny_unet(seed=7).save_pretrained(warm)
     (warm / "warm_start.json").write_text(json.dumps({"base_identity": "0" * 64}))
     with pytest.raises(BaseModelError, match="belongs to base 0000.*warm_start = false"):
+        run(base, tiny_data(), CONFIG, stage_context(tmp_path, "velocity_finetuning"), warm_start=warm)
+
+
+def test_a_warm_start_without_some_weights_is_refused(tmp_path: Path) -> None:
+    base, warm = tiny_base(tmp_path / "base"), tmp_path / "warm"
+    tiny_unet(seed=7).save_pretrained(warm)
+    (path,) = warm.glob("*.safetensors")
+    save_file({n: v for n, v in load_file(path).items() if n != "conv_in.weight"}, path)
+    with pytest.raises(BaseModelError, match=r"/warm: .*1 tensors missing \(conv_in\.weight\)"):
         run(base, tiny_data(), CONFIG, stage_context(tmp_path, "velocity_finetuning"), warm_start=warm)
 
 

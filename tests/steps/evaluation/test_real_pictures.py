@@ -58,8 +58,8 @@ def brightness(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(bench_module, "load_features", lambda name: brightness)
-    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), identity=lambda name: name)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
+    return SimpleNamespace(data=Pictures(), measure_clip=Clip(), inception=None, identity=lambda name: name)
 
 
 def measured(inputs: Any, folder: Path) -> tuple[RealPicturesRecord, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
 from artifacts_schema.config import CoremlExportConfig
@@ -109,6 +110,14 @@ def test_safety_checker_package_blackens_what_torch_does(tmp_path: Path) -> None
     assert found["has_nsfw_concepts"].tolist() == [1.0]
     assert float(found["filtered_images"].abs().max()) == 0.0
     assert report.parity.quantity == "scores of the concepts"
+
+
+def test_safety_checker_without_some_weights_is_refused(tmp_path: Path) -> None:
+    tiny_checker().save_pretrained(tmp_path / "safety_checker")
+    (path,) = (tmp_path / "safety_checker").glob("*.safetensors")
+    save_file({n: v for n, v in load_file(path).items() if n != "concept_embeds"}, path)
+    with pytest.raises(ExportError, match=r"1 tensors missing \(concept_embeds\)"):
+        load_safety_checker(tmp_path)
 
 
 def test_base_without_a_safety_checker_is_refused(tmp_path: Path) -> None:
