@@ -6,15 +6,12 @@ probes and the checkpoint of the round it was in.
 """
 
 import logging
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
 from artifacts_schema.architecture import EvolutionRecord, EvolutionRound
-from artifacts_schema.base import Measurement
+from artifacts_schema.base import Measurement, content_hash
 from artifacts_schema.config import ArchitectureEvolutionConfig, TrainingConfig
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import WeightsRef
@@ -24,6 +21,7 @@ from steps.diffusion.losses import SPLIT, Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.errors import BudgetError
 from steps.evolution.actions import Budget, check_reachable, choose_actions
+from steps.evolution.kept import load_round, save_round
 from steps.evolution.probe import Probe, Scorer, score_units
 from steps.models import BaseModel, load_model, save_model
 from steps.randomness import spawn
@@ -106,10 +104,8 @@ class _Evolution:
     def round(self, unet: EvolvedUNet, index: int, trained: int) -> tuple[EvolvedUNet, EvolutionRound]:
         """Probe, act and train; or take the round from disk when it is finished there."""
         folder = self.context.work / f"round_{index}"
-        self.context.recover(folder / "round.json")
-        found = load_round(folder)
+        found = load_round(self.context, folder, unet.spec)
         if found is not None:
-            logger.info("round=%d found in %s", index, folder)
             return found[0].to(self.context.device), found[1]
         before = unet.spec
         baseline, scores = score_units(unet, self.probe(index), self.budget, self.context, folder)
@@ -123,7 +119,7 @@ class _Evolution:
         last = rounds_left == 0 or not taken
         remaining = self.config.training.iterations - trained
         iterations = remaining if last else self.config.training.iterations // self.config.rounds
-        outcome = self.train(unet, folder, iterations, index, last=last)
+        outcome = self.train(unet, iterations, index, last=last)
         finished = EvolutionRound(
             index=index,
             layout_before=before.stages,
@@ -137,8 +133,7 @@ class _Evolution:
         )
         for action in taken:
             logger.info("round=%d %s %s value=%.4g", index, action.kind, action.target, action.value)
-        save_round(folder, unet, finished)
-        self.context.share(*sorted((folder / "unet").iterdir()), folder / "round.json")
+        save_round(self.context, folder, unet, finished)
         return unet, finished
 
     def probe(self, index: int) -> Probe:
@@ -147,10 +142,11 @@ class _Evolution:
             self.base, self.data, self.scorer, self.config, seed=self.context.seed, index=index
         )
 
-    def train(
-        self, unet: EvolvedUNet, folder: Path, iterations: int, index: int, *, last: bool
-    ) -> TrainingOutcome:
-        """Train in place. After the last round nothing is removed any more, so nothing is skipped either."""
+    def train(self, unet: EvolvedUNet, iterations: int, index: int, *, last: bool) -> TrainingOutcome:
+        """Train in place. After the last round nothing is removed any more, so nothing is skipped either.
+
+        The checkpoints belong to the architecture: where probes were lost, other scores can lead to another one.
+        """
         sampling = Sampling(
             data=self.data,
             schedule=NoiseSchedule.from_config(self.base.scheduler_config),
@@ -164,37 +160,15 @@ class _Evolution:
             training=_share(self.config.training, iterations),
             samples=self.data.size(SPLIT),
             seed=spawn(self.context.seed, "round", index),
-            folder=self.context.checkpoints(f"round_{index}/checkpoints"),
+            folder=self.context.checkpoints(
+                f"round_{index}/checkpoints/{content_hash(unet.spec.layout())[:16]}"
+            ),
             progress=self.context.progress,
             description=f"{STAGE} round {index + 1}",
             device=self.context.device,
         )
         self.images_per_s = outcome.images_per_s or self.images_per_s
         return outcome
-
-
-def save_round(folder: Path, unet: EvolvedUNet, finished: EvolutionRound) -> None:
-    """Keep a finished round: its weights, and last of all its record, which makes it count."""
-    partial = folder / "unet.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder / "unet", ignore_errors=True)
-    unet.save_pretrained(partial, safe_serialization=True)
-    os.replace(partial, folder / "unet")
-    record = folder / "round.json.partial"
-    record.write_text(finished.model_dump_json(indent=2), encoding="utf-8")
-    os.replace(record, folder / "round.json")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def load_round(folder: Path) -> tuple[EvolvedUNet, EvolutionRound] | None:
-    """A finished round of an earlier attempt, or None."""
-    record = folder / "round.json"
-    if not record.exists():
-        return None
-    unet: EvolvedUNet = EvolvedUNet.from_pretrained(
-        folder / "unet", use_safetensors=True, local_files_only=True
-    )
-    return unet.eval(), EvolutionRound.model_validate_json(record.read_text(encoding="utf-8"))
 
 
 def _share(training: TrainingConfig, iterations: int) -> TrainingConfig:

@@ -1,12 +1,9 @@
 """Scoring units: the CLIP score of pictures drawn with and without each of them."""
 
-import json
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +14,12 @@ from steps.context import StageContext
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evolution.actions import Budget
+from steps.evolution.kept import ProbeFile
 from steps.models import BaseModel
 from steps.randomness import epoch_indices, keyed_normal, spawn
 from steps.unet.architecture import Unit, list_units
 from steps.unet.evolved import EvolvedUNet
 
-logger = logging.getLogger(__name__)
 SPLIT = "validation"
 _ALL = "all"  # key of the scores with every unit in place
 
@@ -119,9 +116,7 @@ def score_units(
     Every finished probe is kept in `folder` and not made again after an interruption.
     """
     units = list_units(unet.spec, unet.geometry())
-    path = folder / "probes.json"
-    context.recover(path)
-    finished = ProbeFile(path, unet.spec.layout())
+    finished = ProbeFile(context, folder / "probes.json", unet.spec.layout())
     context.progress.start("probing units", len(units) + 1)
     try:
         for done, unit in enumerate([None, *units]):
@@ -129,7 +124,6 @@ def score_units(
             if key not in finished.scores:
                 unet.set_skipped([] if unit is None else [unit.id])
                 finished.add(key, probe.scores(unet))
-                context.share(path)
             context.progress.update(done + 1)
     finally:
         unet.set_skipped()
@@ -158,24 +152,3 @@ def unit_score(unit: Unit, with_unit: Sequence[float], without: Sequence[float],
         latency=latency,
         value=max(counted, 0.0) / max(latency, 1e-12),
     )
-
-
-class ProbeFile:
-    """Finished probes of one round on disk; those of another architecture are dropped."""
-
-    def __init__(self, path: Path, layout: str) -> None:
-        self._path, self._layout = path, layout
-        self.scores: dict[str, list[float]] = {}
-        if path.exists():
-            payload: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if payload["layout"] == layout:
-                self.scores = payload["scores"]
-                logger.info("%d finished probes found in %s", len(self.scores), path)
-
-    def add(self, key: str, scores: list[float]) -> None:
-        """Keep the scores of one probe, one per picture."""
-        self.scores[key] = scores
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"layout": self._layout, "scores": self.scores}), encoding="utf-8")
-        os.replace(partial, self._path)

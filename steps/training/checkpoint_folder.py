@@ -6,7 +6,6 @@ carry their hash in their name and `state.json` is sent last, so that a sending 
 send at once, never make a checkpoint of parts that do not belong together.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -14,7 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from steps.errors import CheckpointError, StoreError
+from steps.errors import CheckpointError, DamagedError, StoreError
+from steps.sealed import no_space_is_said, read_sealed
 from steps.store.base import Mirror
 from steps.training.checkpoint import (
     KEEP,
@@ -22,8 +22,9 @@ from steps.training.checkpoint import (
     TENSORS,
     Checkpoint,
     checkpoint_folders,
+    put_aside,
     read_checkpoint,
-    remove_partial,
+    remove_hidden,
     save_checkpoint,
 )
 
@@ -41,12 +42,13 @@ class CheckpointFolder:
         self._grace_s, self._deadline = grace_s, float("inf")
         self._wake = threading.Condition()
         self._next: Path | None = None
+        self._passed_over: set[str] = set()  # damaged, here or in the mirror: not among the two that are kept
         self._sending = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "CheckpointFolder":
-        remove_partial(self.folder)
+        remove_hidden(self.folder)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,14 +91,18 @@ class CheckpointFolder:
         """The newest readable checkpoint of folder and mirror, or None when there is none at all.
 
         A damaged one is passed over with a warning: first to its copy in the mirror, then to the one before. Raises
-        CheckpointError when there are checkpoints but none can be read: starting over silently would throw work away.
+        CheckpointError when there are checkpoints but all are damaged: starting over silently would throw work away. A
+        store or disk that does not answer damages nothing: its StoreError or OSError goes on to the caller.
         """
         local = {folder.name for folder in checkpoint_folders(self.folder)}
         remote = self._remote_names() if self._mirror is not None else set()
         for name in sorted(local | remote, reverse=True):
             for is_there, fetch in ((name in local, False), (name in remote, True)):
                 if is_there and (found := self._read(name, fetch=fetch)) is not None:
+                    # Only now: were they gone while none can be read, the next attempt would start over.
+                    put_aside([self.folder / damaged for damaged in self._passed_over & local])
                     return found
+            self._passed_over.add(name)
         if local | remote:
             raise CheckpointError(
                 f"none of the {len(local | remote)} checkpoints in {self.folder} can be read; "
@@ -110,7 +116,7 @@ class CheckpointFolder:
             if fetch:
                 self._fetch(name)
             return read_checkpoint(self.folder / name)
-        except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
+        except (DamagedError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
             place = "mirror" if fetch else "disk"
             logger.warning(
                 "checkpoint=%s on %s is damaged (%s); trying the next", self.folder / name, place, error
@@ -128,17 +134,20 @@ class CheckpointFolder:
         assert self._mirror is not None  # noqa: S101 - only called with one
         partial = self.folder / f".fetched-{name}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            self._mirror.fetch(f"{name}/{STATE}", partial / STATE)
-            sha256 = str(json.loads((partial / STATE).read_text())["sha256"])
-            self._mirror.fetch(f"{name}/{sha256}", partial / TENSORS)
-            read_checkpoint(partial)
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            partial.rename(self.folder / name)
-            logger.info("checkpoint=%s fetched from the store", name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with no_space_is_said("a checkpoint", self.folder):
+            try:
+                partial.mkdir(parents=True)
+                self._mirror.fetch(f"{name}/{STATE}", partial / STATE)
+                tensors = f"{name}/{read_sealed(partial / STATE)['sha256']}"
+                if tensors not in self._mirror.names():  # a fetch would not tell that from a store that fails
+                    raise DamagedError(f"{tensors} is missing")
+                self._mirror.fetch(tensors, partial / TENSORS)
+                read_checkpoint(partial)
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                partial.rename(self.folder / name)
+                logger.info("checkpoint=%s fetched from the store", name)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _send_all(self) -> None:
         """The thread: send the newest that is waiting, until closed."""
@@ -161,14 +170,15 @@ class CheckpointFolder:
         try:
             # Two newer ones may take its place on disk before a slow server has it: it must not vanish meanwhile.
             _link(path, held)
-            sha256 = str(json.loads((held / STATE).read_text())["sha256"])
+            sha256 = read_sealed(held / STATE)["sha256"]
             self._mirror.send(f"{path.name}/{sha256}", held / TENSORS)
             self._mirror.send(f"{path.name}/{STATE}", held / STATE)
         finally:
             shutil.rmtree(held, ignore_errors=True)
+        self._passed_over.discard(path.name)
         names = self._mirror.names()
-        complete = sorted(name.rpartition("/")[0] for name in names if name.endswith(f"/{STATE}"))
-        kept = set(complete[-KEEP:])
+        complete = {name.rpartition("/")[0] for name in names if name.endswith(f"/{STATE}")}
+        kept = set(sorted(complete - self._passed_over)[-KEEP:])
         # State first: what is left of a removal that was cut off is no checkpoint.
         for name in sorted(names, key=lambda name: not name.endswith(f"/{STATE}")):
             if name.partition("/")[0] not in kept and name.partition("/")[0] < max(kept):

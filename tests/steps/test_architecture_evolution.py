@@ -107,6 +107,47 @@ def test_an_interrupted_evolution_ends_as_an_uninterrupted_one(
     assert total + rest.pictures == 2 * probes
 
 
+def test_damaged_weights_of_a_round_are_not_used(
+    finished: tuple[Path, EvolutionRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, record = finished
+    with pytest.raises(Interrupted):
+        _run(tmp_path, _StoppingScorer(80))
+    (path,) = tmp_path.glob("**/round_0/unet/*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 0x40
+    path.write_bytes(data)
+    assert _run(tmp_path).identity() == record.identity()
+    assert "does not have the hash it was kept with" in caplog.text
+
+
+class _OtherScorer(BrightnessScorer):
+    """Scores that lead to other actions."""
+
+    def scores(self, images: torch.Tensor, captions: Any) -> torch.Tensor:
+        return -super().scores(images, captions) * torch.linspace(1, 3, len(captions))
+
+
+def test_checkpoints_of_another_architecture_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probes are lost, and those made in their place score otherwise, as on another kind of machine."""
+    training = CONFIG.training.model_copy(update={"checkpoint_interval_s": 1e-6})
+    config = CONFIG.model_copy(update={"training": training, "rounds": 1, "actions_per_round": 6})
+
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped by the test")
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(architecture_evolution, "save_round", stop)
+        _run(tmp_path / "cut", None, config)
+    assert list(tmp_path.glob("cut/**/round_0/checkpoints/**/state.json"))
+    for path in tmp_path.glob("cut/**/probes.json"):
+        path.unlink()
+    expected = _run(tmp_path / "straight", _OtherScorer(), config)
+    assert _run(tmp_path / "cut", _OtherScorer(), config).identity() == expected.identity()
+
+
 def test_unreachable_budget_fails_before_any_work(tmp_path: Path) -> None:
     scorer = BrightnessScorer()
     config = CONFIG.model_copy(update={"latency_budget": 0.05})

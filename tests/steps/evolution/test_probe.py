@@ -8,7 +8,7 @@ import torch
 from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
 from steps import latency_profile
 from steps.evolution.actions import Budget
-from steps.evolution.probe import Probe, ProbeFile, score_units, unit_score
+from steps.evolution.probe import Probe, score_units, unit_score
 from steps.unet.architecture import Unit
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
@@ -59,10 +59,3 @@ def test_every_unit_is_scored_and_finished_probes_are_reused(tmp_path: Path) -> 
     again = score_units(unet, _probe(scorer), budget, stage, tmp_path / "round_0")
     assert again == (baseline, scores)
     assert scorer.pictures == 3 * (len(scores) + 1)
-
-
-def test_probes_of_another_architecture_are_not_reused(tmp_path: Path) -> None:
-    path = tmp_path / "probes.json"
-    ProbeFile(path, "one").add("all", [0.5])
-    assert ProbeFile(path, "one").scores == {"all": [0.5]}
-    assert ProbeFile(path, "another").scores == {}

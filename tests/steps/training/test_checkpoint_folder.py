@@ -1,5 +1,6 @@
 """Checkpoints with a mirror: another machine goes on from them, whatever happens to disk, server and process."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -218,3 +219,17 @@ def test_the_interval_is_kept_with_a_mirror(tmp_path: Path) -> None:
     config: TrainingConfig = CONFIG.model_copy(update={"checkpoint_interval_s": 1e6})
     train(model(), regression, training=config, samples=13, seed=5, folder=CheckpointFolder(tmp_path, mirror))
     assert mirror.sent == []
+
+
+def test_a_jump_of_the_wall_clock_does_not_shorten_the_grace_period(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = SlowMirror()
+    now = time.time()
+    days = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now + 86_400.0 * next(days))
+    with CheckpointFolder(tmp_path, mirror, grace_s=30.0) as checkpoints:
+        checkpoints.save(checkpoint(1))
+        checkpoints.hurry()
+        threading.Timer(0.3, mirror.permit.release, args=(100,)).start()
+    assert mirror.sent[-1] == "checkpoint-000000001/state.json"

@@ -1,8 +1,10 @@
 """The training loop: it learns, continues exactly, and stops when it must."""
 
+import itertools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,26 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_a_training_shorter_than_the_interval_writes_no_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, CONFIG.model_copy(update={"checkpoint_interval_s": 1e6}))
     assert checkpoint_folders(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "interval_s", "expected"), [(1, 1e6, 0), (-1, 1e-6, 20)], ids=["forwards", "backwards"]
+)
+def test_jumps_of_the_wall_clock_do_not_change_when_checkpoints_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, interval_s: float, expected: int
+) -> None:
+    saves: list[int] = []
+    original = CheckpointFolder.save
+
+    def counted(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
+        saves.append(checkpoint.iteration)
+        original(folder, checkpoint)
+
+    now, asked = time.time(), itertools.count()
+    monkeypatch.setattr(CheckpointFolder, "save", counted)
+    monkeypatch.setattr(time, "time", lambda: now + 86_400.0 * days * next(asked))
+    run(tmp_path, CONFIG.model_copy(update={"iterations": 20, "checkpoint_interval_s": interval_s}))
+    assert len(saves) == expected
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
