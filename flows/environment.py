@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from flows.termination import end_tasks_first
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.
 WORK_ROOT = Path(os.environ.get("SNAPFUSION_HOME", PROJECT_ROOT)).resolve()
@@ -23,6 +25,7 @@ def prepare() -> None:
         )  # Metaflow starts every task with it, from another folder
         sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
     sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
+    end_tasks_first(sys.argv[1:])
     prepare_paths()
 
 
