@@ -109,25 +109,33 @@ def test_only_another_ctrl_c_ends_the_waiting() -> None:
 import subprocess, sys
 from flows.termination import end_tasks_first
 end_tasks_first(["run"])
-task = subprocess.Popen([sys.executable, "-c", {stubborn!r}])
+task = subprocess.Popen([sys.executable, "-c", {stubborn!r}], stderr=subprocess.DEVNULL)
 try:
     task.wait()
 finally:
     task.kill()
 """
     runner = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert runner.stdout is not None
     assert runner.stderr is not None
-    runner.stdout.readline()
-    runner.send_signal(signal.SIGTERM)
-    assert "SIGTERM: waiting for the running tasks" in runner.stderr.readline()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        runner.send_signal(number)
-        with pytest.raises(subprocess.TimeoutExpired):
-            runner.wait(1.0)
-    runner.send_signal(signal.SIGINT)
-    _, printed = runner.communicate(timeout=60)
-    assert runner.returncode not in (0, None)
+    try:
+        runner.stdout.readline()
+        runner.send_signal(signal.SIGTERM)
+        assert "SIGTERM: waiting for the running tasks" in runner.stderr.readline()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            runner.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                runner.wait(1.0)
+        runner.send_signal(signal.SIGINT)
+        _, printed = runner.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(runner.pid, signal.SIGKILL)
+    assert runner.returncode != 0
     assert "The run was stopped by SIGTERM" in printed
