@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flows.termination import end_tasks_first
 from steps.disk import temporary_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ def prepare() -> None:
         )  # Metaflow starts every task with it, from another folder
         sys.argv[1:] = absolute_paths(sys.argv[1:], Path.cwd())
     sys.argv[1:] = with_max_workers(sys.argv[1:], usable_cores())
+    end_tasks_first(sys.argv[1:])
     prepare_paths()
 
 

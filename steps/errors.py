@@ -15,7 +15,7 @@ SnapFusionError
 │   └── CheckpointError     no checkpoint of this training can be read
 ├── EvaluationError       records of unlike protocols, or a metric that cannot be computed
 ├── ExportError           a component cannot be exported correctly
-└── Interrupted           SIGTERM arrived; a checkpoint was written first
+└── Interrupted           SIGTERM, SIGINT or SIGHUP arrived; a checkpoint was written first
 
 A message says what was expected, what was found, and what to do next.
 """
@@ -82,4 +82,4 @@ class ExportError(SnapFusionError):
 
 
 class Interrupted(SnapFusionError):
-    """SIGTERM arrived; a checkpoint was written first. The process must end with a non-zero status."""
+    """SIGTERM, SIGINT or SIGHUP arrived; a checkpoint was written first. The process must end with a non-zero status."""

@@ -29,6 +29,7 @@ from steps.training.checkpoint import (
 )
 
 logger = logging.getLogger(__name__)
+_LOOK_S = 0.5  # how often `close` looks whether there is a hurry
 
 
 class CheckpointFolder:
@@ -68,24 +69,24 @@ class CheckpointFolder:
 
     def hurry(self) -> None:
         """The machine goes away soon: from now on `close` waits for the grace period only. Safe in a signal handler."""
-        self._deadline = time.monotonic() + self._grace_s
+        self._deadline = min(self._deadline, time.monotonic() + self._grace_s)
 
     def close(self) -> None:
         """Wait until the newest checkpoint is sent, or could not be; after `hurry`, until the grace period is over."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        if self._thread is None:
-            return
-        remaining = self._deadline - time.monotonic()
-        self._thread.join(None if remaining == float("inf") else max(0.0, remaining))
-        if self._thread.is_alive():
-            logger.warning(
-                "the newest checkpoint is in %s but was not sent to the store within %.0f s of SIGTERM; another "
-                "machine goes on from the one before", self.folder, self._grace_s,
-            )  # fmt: skip
-            return
-        self._thread, self._closed = None, False
+        thread, self._thread = self._thread, None
+        while thread is not None and thread.is_alive():
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                logger.warning(
+                    "the newest checkpoint is in %s but was not sent to the store within %.0f s of SIGTERM; another "
+                    "machine goes on from the one before", self.folder, self._grace_s,
+                )  # fmt: skip
+                return
+            thread.join(min(remaining, _LOOK_S))
+        self._closed = False
 
     def load_latest(self) -> Checkpoint | None:
         """The newest readable checkpoint of folder and mirror, or None when there is none at all.

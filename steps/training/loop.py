@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from steps.randomness import epoch_indices
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
-from steps.training.interruption import sigterm_flag
+from steps.training.interruption import stop_flag
 
 logger = logging.getLogger(__name__)
 _MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
@@ -98,18 +99,20 @@ def train(
 
     Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
     then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
-    Interrupted after SIGTERM (a checkpoint is written first).
+    Interrupted after SIGTERM, SIGINT or SIGHUP (a checkpoint is written first, no later than one micro-batch after it).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
         run = _Training(model, loss, training, samples, seed, checkpoints, device)
         run.restore()
         bar = progress or NullProgress()
         bar.start(description, training.iterations)
-        try:
-            with sigterm_flag(checkpoints.hurry) as stop:
+        with stop_flag(checkpoints.hurry) as stop:
+            try:
                 run.loop(bar, on_interval, stop)
-        finally:
-            bar.close()
+            finally:
+                with suppress(BrokenPipeError):
+                    bar.close()
+                checkpoints.close()  # in this block: a second signal must not end the sending
         return run.finish()
 
 
@@ -171,11 +174,18 @@ class _Training:
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
         progress.update(self.iteration)
         while self.iteration < self.training.iterations:
-            metrics = self.step()
-            self.iteration += 1
-            if self.iteration % self.training.log_interval == 0 or self.iteration == self.training.iterations:
-                metrics |= self.log_interval(on_interval)
-            progress.update(self.iteration, **metrics)
+            metrics = self.step(stop)
+            if metrics is not None:
+                self.iteration += 1
+                if (
+                    self.iteration % self.training.log_interval == 0
+                    or self.iteration == self.training.iterations
+                ):
+                    metrics |= self.log_interval(on_interval)
+                try:
+                    progress.update(self.iteration, **metrics)
+                except BrokenPipeError:
+                    stop.set()  # who started this task is gone: nobody would take its result
             due = time.monotonic() - saved_at >= wait_s
             if stop.is_set() or due:
                 started = time.monotonic()
@@ -184,16 +194,23 @@ class _Training:
                 wait_s = pause_after_checkpoint(self.training.checkpoint_interval_s, saved_at - started)
             if stop.is_set():
                 raise Interrupted(
-                    f"SIGTERM at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
+                    f"stopped at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
                 )
 
-    def step(self) -> dict[str, float]:
-        """One optimizer step over all micro-batches; returns the mean of the optimised loss."""
+    def step(self, stop: threading.Event) -> dict[str, float] | None:
+        """One optimizer step over all micro-batches; returns the mean of the optimised loss.
+
+        None when `stop` was set before the last of them: what they have added is dropped, and the state is that of the
+        last whole iteration.
+        """
         config = self.training
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config)
-        total = 0.0
+        total, sums = 0.0, dict(self.sums)
         for micro in range(config.accumulation):
+            if stop.is_set():
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
             batch = self.batch(self.iteration * config.accumulation + micro)
             with torch.autocast(
                 self.accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"
@@ -204,13 +221,14 @@ class _Training:
             self.accelerator.backward(value / config.accumulation)
             total += value.item() / config.accumulation
             for name, term in terms.items():
-                self.sums[name] = self.sums.get(name, 0.0) + float(term.detach()) / config.accumulation
+                sums[name] = sums.get(name, 0.0) + float(term.detach()) / config.accumulation
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), config.gradient_clip)
         if norm is not None and not bool(torch.isfinite(norm)):
             raise NonFiniteLossError(f"the gradient is not finite at iteration {self.iteration}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.bare_model)
+        self.sums = sums
         self.pending += 1
         self.speed.add(config.batch_size * config.accumulation)
         return {"loss": total}

@@ -203,6 +203,23 @@ def test_after_sigterm_a_slow_store_is_waited_for_no_longer_than_the_grace_perio
     assert latest(CheckpointFolder(tmp_path)) == 1
 
 
+def test_sigterm_while_a_slow_store_is_waited_for_begins_the_grace_period_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = SlowMirror()
+    with CheckpointFolder(tmp_path, mirror, grace_s=1.0) as checkpoints:
+        checkpoints.save(checkpoint(1))
+        timers = [threading.Timer(after_s, checkpoints.hurry) for after_s in [0.3 * i for i in range(60)]]
+        for timer in timers:
+            timer.start()
+        checkpoints.close()
+        assert any(timer.is_alive() for timer in timers)  # each of them would have put the end off
+    assert caplog.text.count("was not sent to the store within") == 1
+    for timer in timers:
+        timer.cancel()
+    mirror.permit.release(100)
+
+
 def test_a_store_that_fails_does_not_stop_the_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,13 @@ from steps.randomness import keyed_normal
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import Batch, learning_rate_factor, pause_after_checkpoint, train
+from steps.training.loop import (
+    Batch,
+    TrainingOutcome,
+    learning_rate_factor,
+    pause_after_checkpoint,
+    train,
+)
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6
@@ -41,6 +47,12 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 def run(folder: Path, config: TrainingConfig = CONFIG, loss=regression, progress=None):  # type: ignore[no-untyped-def]
     return train(model(), loss, training=config, samples=13, seed=5, folder=folder, progress=progress)
+
+
+def assert_equal(first: TrainingOutcome, second: TrainingOutcome) -> None:
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert first.curve == second.curve
 
 
 class StopAfter(NullProgress):
@@ -70,14 +82,50 @@ def test_interrupted_training_equals_an_uninterrupted_one(
     straight = run(tmp_path / "straight", config)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "resumed", config, progress=StopAfter(stopped_at, KeyboardInterrupt()))
-    resumed = run(tmp_path / "resumed", config)
-    for name, value in straight.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    assert straight.curve == resumed.curve
+    assert_equal(straight, run(tmp_path / "resumed", config))
     first, second = (load_latest(tmp_path / name) for name in ("straight", "resumed"))
     assert first is not None
     assert second is not None
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+@pytest.mark.parametrize("stopped_at", [0, 9, 17])
+def test_a_training_stopped_between_micro_batches_equals_an_uninterrupted_one(
+    tmp_path: Path, stopped_at: int
+) -> None:
+    config = CONFIG.model_copy(update={"accumulation": 4, "checkpoint_interval_s": 1e6})
+    seen = []
+
+    def stopping(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        seen.append(batch.iteration)
+        if batch.iteration == 4 * stopped_at + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return regression(net, batch)
+
+    net = model()
+    with pytest.raises(Interrupted, match=f"iteration {stopped_at};"):
+        train(net, stopping, training=config, samples=13, seed=5, folder=tmp_path / "resumed")
+    assert seen[-1] == 4 * stopped_at + 1
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert_equal(run(tmp_path / "straight", config), run(tmp_path / "resumed", config))
+
+
+def test_a_training_whose_output_nobody_reads_any_more_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+
+    class Printing(NullProgress):
+        def update(self, done: int, **metrics: float) -> None:
+            if done == 7:
+                os.close(reader)
+            os.write(writer, b".")
+
+        def close(self) -> None:
+            os.write(writer, b".")
+
+    with pytest.raises(Interrupted, match="iteration 7"):
+        run(tmp_path, CONFIG.model_copy(update={"checkpoint_interval_s": 1e6}), progress=Printing())
+    os.close(writer)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-000000007"]
 
 
 def test_sigterm_writes_a_checkpoint_and_stops(tmp_path: Path) -> None:
