@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,7 +182,18 @@ def test_an_equal_bundle_of_another_run_stays(
 
 
 def _publish_rounds(base: Path, name: str, barrier: Any, failures: Any) -> None:
-    """One of two processes that put equal bundles in the place of an old one, at the same moment."""
+    """One of two processes that put equal bundles in the place of an old one, at the same moment.
+
+    The moment in which the place is empty is made longer.
+    """
+    rename = Path.rename
+
+    def slow(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        time.sleep(0.02)
+        return moved
+
+    Path.rename = slow  # type: ignore[method-assign,assignment] # of this process, which ends with the rounds
     for number in range(ROUNDS):
         scratch = base / f"{number}" / name
         shutil.copytree(base / "whole", scratch / "new")
