@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
@@ -88,10 +89,9 @@ class Location:
 
 def make_client(config: StoreConfig) -> Any:
     """A client with adaptive retries and time-outs. Its signature also covers the bodies it sends."""
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=config.endpoint,
-        config=Config(
+    return connect(
+        config,
+        Config(
             connect_timeout=min(10.0, config.timeout_s),
             read_timeout=config.timeout_s,
             retries={"mode": "adaptive", "total_max_attempts": config.attempts},
@@ -100,6 +100,27 @@ def make_client(config: StoreConfig) -> Any:
             s3={"addressing_style": "path" if _own_server(config) else "auto"},
         ),
     )
+
+
+def connect(config: StoreConfig, settings: Config) -> Any:
+    """A client of the server that configuration, environment or AWS's own files name.
+
+    Raises ConfigError, without the text, for an address that is none or that holds a password: errors repeat addresses.
+    """
+    try:
+        client = boto3.session.Session().client("s3", endpoint_url=config.endpoint, config=settings)
+        is_refused = "@" in urlsplit(client.meta.endpoint_url).netloc
+    except botocore.exceptions.BotoCoreError:  # a region that is none, and the like
+        raise
+    except ValueError:
+        is_refused = True
+    if is_refused:
+        raise ConfigError(
+            "the endpoint (store.endpoint, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or endpoint_url in AWS's configuration "
+            "file) must be http(s)://host[:port], without user and password; give keys by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or in a profile"
+        )
+    return client
 
 
 def _own_server(config: StoreConfig) -> bool:
