@@ -1,4 +1,4 @@
-"""Prints a least-privilege policy as JSON.
+"""Prints a least-privilege policy as JSON and, on standard error, how the bucket keeps what a runner overwrites.
 
 python -m infra.s3 --bucket my-bucket --prefix my-project --role runner > policy.json
 aws iam put-role-policy --role-name snapfusion --policy-name store --policy-document file://policy.json
@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 
-from infra.s3.policy import ROLES, policy
+from infra.s3.policy import ROLES, keep_versions, policy
 
 
 def main() -> int:
@@ -26,6 +26,7 @@ def main() -> int:
             policy(options.bucket, options.prefix, options.role, principals=options.principal), indent=2
         )
     )
+    sys.stderr.write(keep_versions(options.bucket, options.prefix))
     return 0
 
 

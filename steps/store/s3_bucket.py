@@ -49,13 +49,12 @@ class Bucket:
         return attempt(what, self.location, action)
 
     def require(self) -> None:
-        """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written."""
-        try:
-            self.attempt("finding the bucket", lambda: self.client.head_bucket(Bucket=self.location.bucket))
-        except botocore.exceptions.ClientError as error:
-            raise StoreError(
-                f"bucket {self.location.bucket} does not exist; create it or correct store.root"
-            ) from error
+        """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written.
+
+        Asked as a listing below the prefix, the least that credentials of a store may do; HEAD needs all of the bucket.
+        """
+        below = {"Bucket": self.location.bucket, "Prefix": self.location.key(""), "MaxKeys": 1}
+        self.attempt("finding the bucket", lambda: self.client.list_objects_v2(**below))
 
     def head(self, name: str) -> Any:
         """The answer to HEAD, or None when there is no such name."""
