@@ -206,6 +206,8 @@ def explain(error: BaseException, what: str, location: Location) -> StoreError:
             detail = error.response.get("Error", {}).get("Message", "")
         # A signed URL must never reach a log.
         advice = re.sub(r"\?\S+", "?...", str(detail)) or "see the server's log"
+    elif isinstance(error, DamagedError):
+        advice = f"{advice} ({error})"
     # boto3 compares the server's checksum first, where the server keeps one.
     damaged = isinstance(error, DamagedError | botocore.exceptions.FlexibleChecksumError)
     kind = DamagedError if damaged else StoreError
