@@ -3,7 +3,7 @@
     python -m benchmarks.store_faults --times 20 --json benchmarks/results/store_faults.json
 
 Each round does, for every kind of fault, what runs do: weights of one part and of several, documents, swaps, checkpoints,
-and reading all of it on another machine with an empty cache. An operation may fail with a StoreError; then it must be
+and reading and listing all of it on another machine with an empty cache. An operation may fail with a StoreError; then it must be
 possible to do it again, and what was reported as stored must be there. Anything else is a loss.
 """
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,6 +79,33 @@ class _Round:
         for key, text in documents.items():
             found = self.again("get document", lambda key=key: self.other.get_document(key))
             self.judge(key, text, found)
+        self.listings({ref.sha256 for ref in refs}, set(documents))
+
+    def listings(self, objects: set[str], documents: set[str]) -> None:
+        """Another machine lists, as the collector does, and asks for all that it is told of."""
+
+        def confirmed(kind: str, names: Callable[[], set[str]], has: Callable[[str], bool]) -> set[str]:
+            found = names()
+            if absent := [name for name in found if not has(name)]:
+                raise StoreError(f"listed {kind} {absent[0]!r} is not there")
+            return found
+
+        found = self.again(
+            "list objects",
+            lambda: confirmed(
+                "object", lambda: {entry.name for entry in self.other.objects()}, self.other.has
+            ),
+        )
+        self.judge("list of objects", objects, found)
+        found = self.again(
+            "list documents",
+            lambda: confirmed(
+                "document",
+                lambda: set(self.other.list_documents("stages/")),
+                lambda key: self.other.get_document(key) is not None,
+            ),
+        )
+        self.judge("list of documents", documents, found)
 
     def swaps(self) -> None:
         """A chain of swaps: each that reports True has happened, each that reports False has not."""

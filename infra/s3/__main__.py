@@ -1,4 +1,4 @@
-"""Prints a least-privilege policy as JSON.
+"""Prints a least-privilege policy as JSON and, on standard error, how the bucket keeps what a runner overwrites.
 
 python -m infra.s3 --bucket my-bucket --prefix my-project --role runner > policy.json
 aws iam put-role-policy --role-name snapfusion --policy-name store --policy-document file://policy.json
@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from infra.s3.policy import ROLES, policy
+from infra.s3.policy import ROLES, keep_versions, policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(json.dumps(found, indent=2))
+    sys.stderr.write(keep_versions(options.bucket, options.prefix))
     return 0
 
 

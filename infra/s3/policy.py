@@ -6,12 +6,17 @@
 | reader | read and list: drawing pictures, comparing runs |
 | collector | what a reader may, and remove, unfinished uploads included: `python -m steps.store.collect --delete` |
 
-Nobody may read or write outside the prefix, change the bucket, its policy or its versions. What a collector may see of
-other projects are the names of what is being uploaded. A run that is taken over by somebody else can therefore not
-remove weights or records. With a key of one's own (`store.kms_key`) a role may use it as far as reading and writing
-objects needs.
+Nobody may read, write or list outside the prefix, change the bucket, its policy or its versions; what a collector may
+see of other projects are the names of what is being uploaded. A run that is taken over by somebody else can therefore
+not remove weights or records. It can overwrite them: a run writes old objects again, so that nobody collects them, and
+no condition tells that from damage. A bucket that keeps versions keeps what was overwritten; `keep_versions` says how.
+With a key of one's own (`store.kms_key`) a role may use it as far as reading and writing objects needs.
+
+A server must take the key for the prefix when it judges whether a missing key may be called missing, as Amazon's and
+SeaweedFS do; one that answers 403 instead is told of by `store.check()`, before any work.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -43,13 +48,6 @@ def policy(
             "Action": ["s3:ListBucket"],
             "Resource": [arn],
             "Condition": {"StringLike": {"s3:prefix": [f"{below}*"]}},
-        },
-        {
-            # Whether bucket and key exist is asked without a prefix, and must be answered "no" rather than "denied".
-            "Sid": "Exists",
-            "Action": ["s3:ListBucket"],
-            "Resource": [arn],
-            "Condition": {"Null": {"s3:prefix": "true"}},
         },
         {"Sid": "Read", "Action": ["s3:GetObject"], "Resource": [f"{arn}/{below}*"]},
     ]
@@ -113,3 +111,24 @@ def _use_of_key(kms_key: str, role: Role, *, bucket_policy: bool) -> dict[str, A
         raise ValueError("a bucket policy cannot grant rights on a key: leave out the principals, or the key")
     writes = [] if role == "reader" else ["kms:GenerateDataKey"]
     return {"Sid": "UseKey", "Action": ["kms:Decrypt", *writes], "Resource": [kms_key]}
+
+
+def keep_versions(bucket: str, prefix: str, days: int = 30) -> str:
+    """What the bucket's owner does once so that nothing that a run overwrites is lost within `days`."""
+    below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    rule = {
+        "ID": f"snapfusion {below}",
+        "Status": "Enabled",
+        "Filter": {"Prefix": below},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": days},
+        "Expiration": {"ExpiredObjectDeleteMarker": True},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+    }
+    return (
+        f"These credentials remove no weights and no records, but a runner's can overwrite them. Make the bucket keep "
+        f"versions, and drop old ones after {days} days (the second command replaces the bucket's lifecycle rules; what "
+        "the collector removes takes room until then):\n"
+        f"aws s3api put-bucket-versioning --bucket {bucket} --versioning-configuration Status=Enabled\n"
+        f"aws s3api put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration "
+        f"'{json.dumps({'Rules': [rule]})}'\n"
+    )

@@ -23,6 +23,7 @@ from webdataset.tariterators import base_plus_ext
 
 from artifacts_schema.config import DataConfig
 from steps.data.openmoji import Split
+from steps.data.shard import members_of, open_shard
 from steps.data.shards import expand_shards
 from steps.data.source import Picture, well_mixed
 from steps.errors import DataError
@@ -34,7 +35,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _SHARES = (0.9, 0.05)  # train, validation; the rest is test
 _CAPTION_BYTES = 1 << 16  # a caption beyond this is no caption; 77 tokens are read
 _BYTES_PER_PIXEL = 8  # no sensible picture file is larger: 16 bits a channel, uncompressed, with alpha
-_BLOCK = 512  # tar's unit
 
 
 class SkippedItem(Exception):
@@ -67,16 +67,10 @@ def check_shards(patterns: Sequence[str], project_root: Path) -> list[Sample]:
 
 def _index(path: Path) -> list[Sample]:
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                _add(path, members, member)
-            _check_end(path, tar)
-            samples = [_sample(path, key, files, tar) for key, files in members.items()]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(
-            f"shard {path} is truncated or no uncompressed tar file ({error}); write or download it again"
-        ) from error
+    with open_shard(path) as tar:
+        for member in members_of(path, tar):
+            _add(path, members, member)
+        samples = [_sample(path, key, files, tar) for key, files in members.items()]
     if all(sample.problem == "incomplete_sample" for sample in samples):
         found = sorted({extension for files in members.values() for extension in files}) or ["nothing"]
         raise DataError(
@@ -97,14 +91,6 @@ def _add(path: Path, members: dict[str, dict[str, tarfile.TarInfo]], member: tar
     if extension.lower() in files:
         raise DataError(f"shard {path} holds {member.name} twice; every sample needs a name of its own")
     files[extension.lower()] = member
-
-
-def _check_end(path: Path, tar: tarfile.TarFile) -> None:
-    """tarfile takes a cut or damaged header for the end; a whole archive ends in a block of zeros."""
-    with path.open("rb") as file:
-        file.seek(tar.offset)
-        if file.read(_BLOCK) != bytes(_BLOCK):
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
 
 
 def _sample(path: Path, key: str, files: Mapping[str, tarfile.TarInfo], tar: tarfile.TarFile) -> Sample:

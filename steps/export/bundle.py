@@ -1,11 +1,13 @@
 """The bundle: packages, tokenizer files, manifest and licence, in a folder that is there whole or not."""
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 _ALL: tuple[Component, ...] = (*REQUIRED_COMPONENTS, "vae_encoder", "safety_checker")
 _SCRIPT = "finalize_on_mac.sh"
 _SCHEDULER = "DDIMScheduler.swift"
+_TRIES = (
+    10  # of putting a bundle in place; each is lost only to somebody who publishes another at that moment
+)
 _DISK_SPARE = 16 << 20  # tokenizer, manifest, and room to breathe
 
 
@@ -53,7 +58,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     schemes: Mapping[str, Scheme] | None = None,
     draw: Callable[[Path], DrawingScores] | None = None,
 ) -> BundleManifest:
-    """Write the bundle to `target`, replacing whatever is already there: nothing of an old bundle is used.
+    """Write the bundle to `target`, replacing whatever is already there, except a whole bundle that equals this one.
 
     `base_folder` is the base model's (its `tokenizer/` is read), `schedule` its scheduler configuration,
     `timesteps` the falling sampling grid, `weights` names and hashes of the weights that went in, `made_of`
@@ -220,13 +225,38 @@ def _files(folder: Path) -> dict[str, BundleFile]:
 
 
 def _publish(folder: Path, target: Path, scratch: Path) -> None:
-    """Put `folder` in `target`'s place. No rename replaces a filled folder: an old bundle steps aside."""
-    old = scratch / "old"
-    if target.exists():
-        target.rename(old)
+    """Put `folder` in `target`'s place, unless an equal bundle is there: another run's, which may be in use.
+
+    No rename replaces a filled folder, so another bundle steps aside; when somebody publishes in between, look again.
+    """
+    for number in range(_TRIES):
+        if _is_equal(target, folder):
+            return
+        old = scratch / f"old-{number}"
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue
+            with suppress(OSError):  # there was none, or somebody's is there now
+                old.rename(target)
+            raise ExportError(f"the bundle cannot be moved to {target}: {error}") from error
+        return
+    raise ExportError(
+        f"others put unlike bundles into {target} all the time; give every run a folder of its own"
+    )
+
+
+def _is_equal(target: Path, folder: Path) -> bool:
+    """True when `target` holds the bundle of `folder`, file by file, whenever and wherever it was made."""
     try:
-        folder.rename(target)
-    except OSError as error:
-        if old.exists():
-            old.rename(target)
-        raise ExportError(f"the bundle cannot be moved to {target}: {error}") from error
+        there, here = (
+            BundleManifest.from_json((each / "manifest.json").read_text(encoding="utf-8"))
+            for each in (target, folder)
+        )
+        same = there.identity() == here.identity()
+        return same and {**_files(target), "manifest.json": None} == {**here.files, "manifest.json": None}
+    except (OSError, ValueError, AttributeError):  # none there, none any more, or no manifest
+        return False

@@ -4,6 +4,7 @@ Every request goes through `s3_client.attempt`. Names are relative to the locati
 """
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from steps.store.s3_client import Location, attempt, code_of, make_client
 
 SHOWN_BYTES = 64 << 20  # larger transfers show a progress bar
 TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
+
+
+# What a store writes: objects, documents, work files, and the marker of its layout.
+_NAME = re.compile(r"objects/([0-9a-f]{2})/\1[0-9a-f]{62}|documents/.+\.json|work/.+|layout\.json", re.DOTALL)
 
 
 class Bucket:
@@ -49,13 +54,12 @@ class Bucket:
         return attempt(what, self.location, action)
 
     def require(self) -> None:
-        """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written."""
-        try:
-            self.attempt("finding the bucket", lambda: self.client.head_bucket(Bucket=self.location.bucket))
-        except botocore.exceptions.ClientError as error:
-            raise StoreError(
-                f"bucket {self.location.bucket} does not exist; create it or correct store.root"
-            ) from error
+        """Raise StoreError unless the bucket exists. Some servers make a missing one when something is written.
+
+        Asked as a listing below the prefix, the least that credentials of a store may do; HEAD needs all of the bucket.
+        """
+        below = {"Bucket": self.location.bucket, "Prefix": self.location.key(""), "MaxKeys": 1}
+        self.attempt("finding the bucket", lambda: self.client.list_objects_v2(**below))
 
     def head(self, name: str) -> Any:
         """The answer to HEAD, or None when there is no such name."""
@@ -155,18 +159,43 @@ class Bucket:
             return None
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Names that start with `prefix`, in order."""
-        start = self.location.key("")
+        """Names that start with `prefix`, in order. Raises DamagedError for a listing with names that no store writes.
+
+        A listing has no checksum: a name that is damaged on its way can look like another one. Who removes things because
+        of what is *not* listed must find everything that is.
+        """
         arguments = {"Bucket": self.location.bucket, "Prefix": self.location.key(prefix)}
         while True:
-            answer = self.attempt(f"listing {prefix}", lambda: self.client.list_objects_v2(**arguments))
+            answer = self.attempt(f"listing {prefix}", lambda: self._page(**arguments))
             now = _server_time(answer)
             for item in answer.get("Contents", ()):
                 age = (now - item["LastModified"]).total_seconds()
-                yield Entry(item["Key"].removeprefix(start), item["Size"], age)
-            if not answer.get("IsTruncated"):
+                yield Entry(self._name(item["Key"]), item["Size"], age)
+            if not answer["IsTruncated"]:
                 return
-            arguments["ContinuationToken"] = answer["NextContinuationToken"]
+            # A continuation token says nothing to us: damaged, it would skip names unnoticed.
+            arguments["StartAfter"] = answer["Contents"][-1]["Key"]
+
+    def _page(self, **arguments: str) -> Any:
+        try:
+            answer = self.client.list_objects_v2(**arguments)
+        except ValueError as error:  # botocore's, for numbers and dates that are none
+            raise DamagedError("the listing cannot be read") from error
+        keys = [item["Key"] for item in answer.get("Contents", ())]
+        names = [self._name(key) for key in keys if key.startswith(arguments["Prefix"])]
+        foreign = [key for key in keys if not _NAME.fullmatch(self._name(key))]
+        if foreign:
+            raise DamagedError(f"the key {foreign[0]!r} is none that a store writes")
+        if len(set(names)) < len(keys):
+            raise DamagedError("a key is listed twice, or without the prefix that was asked for")
+        if any(item["LastModified"].tzinfo is None for item in answer.get("Contents", ())):
+            raise DamagedError("a date is none of S3's")
+        if bool(answer.get("IsTruncated")) != bool(answer.get("NextContinuationToken")):
+            raise DamagedError("a page says that the listing ends and that it goes on")
+        return answer
+
+    def _name(self, key: str) -> str:
+        return str(key).removeprefix(self.location.key(""))
 
     def remove(self, name: str) -> None:
         """Remove a name; it is no error when there is none."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
@@ -91,16 +92,14 @@ class Location:
 def make_client(config: StoreConfig, location: Location) -> Any:
     """A client with adaptive retries and time-outs. Its signature also covers the bodies it sends.
 
-    Raises StoreError when no server answers at the endpoint.
+    Raises StoreError when no server answers at the endpoint, and ConfigError as `connect`.
     """
-    session = boto3.session.Session()
     # A server of one's own rarely has a wildcard DNS entry for buckets.
     common = Config(s3={"addressing_style": "path" if _own_server(config) else "auto"})
-    _require_answer(session, config, location, common)
-    return session.client(
-        "s3",
-        endpoint_url=config.endpoint,
-        config=common.merge(
+    _require_answer(config, location, common)
+    return connect(
+        config,
+        common.merge(
             Config(
                 connect_timeout=min(10.0, config.timeout_s),
                 read_timeout=config.timeout_s,
@@ -111,19 +110,37 @@ def make_client(config: StoreConfig, location: Location) -> Any:
     )
 
 
-def _require_answer(
-    session: boto3.session.Session, config: StoreConfig, location: Location, common: Config
-) -> None:
+def connect(config: StoreConfig, settings: Config) -> Any:
+    """A client of the server that configuration, environment or AWS's own files name.
+
+    Raises ConfigError, without the text, for an address that is none or that holds a password: errors repeat addresses.
+    """
+    try:
+        client = boto3.session.Session().client("s3", endpoint_url=config.endpoint, config=settings)
+        is_refused = "@" in urlsplit(client.meta.endpoint_url).netloc
+    except botocore.exceptions.BotoCoreError:  # a region that is none, and the like
+        raise
+    except ValueError:
+        is_refused = True
+    if is_refused:
+        raise ConfigError(
+            "the endpoint (store.endpoint, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or endpoint_url in AWS's configuration "
+            "file) must be http(s)://host[:port], without user and password; give keys by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or in a profile"
+        )
+    return client
+
+
+def _require_answer(config: StoreConfig, location: Location, common: Config) -> None:
     """Say at once when nobody answers, and raise StoreError when that does not change for `_REACH_S`. The client itself is
     silent for minutes: it is meant for a server that goes away in the midst of work, not for one that was never there.
 
     Any answer will do, a refusal and an overloaded server's, too: the client knows what to do with it. The question is
     not signed.
     """
-    probe = session.client(
-        "s3",
-        endpoint_url=config.endpoint,
-        config=common.merge(
+    probe = connect(
+        config,
+        common.merge(
             Config(
                 signature_version=UNSIGNED,
                 connect_timeout=min(3.0, config.timeout_s),
@@ -243,6 +260,8 @@ def explain(error: BaseException, what: str, location: Location) -> StoreError:
             detail = error.response.get("Error", {}).get("Message", "")
         # A signed URL must never reach a log.
         advice = re.sub(r"\?\S+", "?...", str(detail)) or "see the server's log"
+    elif isinstance(error, DamagedError):
+        advice = f"{advice} ({error})"
     # boto3 compares the server's checksum first, where the server keeps one.
     damaged = isinstance(error, DamagedError | botocore.exceptions.FlexibleChecksumError)
     kind = DamagedError if damaged else StoreError

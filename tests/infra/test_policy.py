@@ -1,6 +1,8 @@
 """Least privilege: what the roles may do on a real server, and what the policies never say."""
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from botocore.exceptions import ClientError
 from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from infra.s3.__main__ import main
-from infra.s3.policy import ROLES, Role, policy
+from infra.s3.policy import ROLES, Role, keep_versions, policy
 from steps.errors import StoreError
 from steps.store import get_bytes
 from steps.store.cache_collector import CacheCollector
@@ -142,6 +144,47 @@ def test_neither_runner_nor_reader_can_remove_weights(stores: dict[str, S3Store]
     assert stores["admin"].has(ref.sha256)
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_what_is_missing_is_missing_and_not_forbidden(stores: dict[str, S3Store], role: str) -> None:
+    stores[role].bucket.require()
+    assert not stores[role].has("0" * 64)
+    assert stores[role].get_document("none") is None
+
+
+def test_a_bucket_that_keeps_versions_keeps_what_a_runner_overwrites(stores: dict[str, S3Store]) -> None:
+    admin, runner = stores["admin"].bucket, stores["runner"].bucket
+    # The printed command without its quotes, as the shell would give it to Amazon's client.
+    command = shlex.split(keep_versions(BUCKET, PREFIX).splitlines()[1])
+    assert command[command.index("--versioning-configuration") + 1] == "Status=Enabled"
+    admin.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    try:
+        ref = stores["admin"].put_bytes(b"precious as it was")
+        key = f"{PREFIX}/objects/{ref.sha256[:2]}/{ref.sha256}"
+        runner.client.put_object(Bucket=BUCKET, Key=key, Body=b"garbage")
+        versions = admin.client.list_object_versions(Bucket=BUCKET, Prefix=key)["Versions"]
+        kept = next(v["VersionId"] for v in versions if not v["IsLatest"])
+        with pytest.raises(ClientError, match="AccessDenied|403"):
+            runner.client.delete_object(Bucket=BUCKET, Key=key, VersionId=kept)
+        body = admin.client.get_object(Bucket=BUCKET, Key=key, VersionId=kept)["Body"].read()
+        assert body == b"precious as it was"
+    finally:
+        admin.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Suspended"})
+
+
+def test_the_printed_lifecycle_is_one_that_a_server_takes(
+    stores: dict[str, S3Store], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["infra.s3", "--bucket", BUCKET, "--prefix", PREFIX])
+    assert main() == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == policy(BUCKET, PREFIX, "runner")
+    command = shlex.split(printed.err.splitlines()[-1])
+    rules = json.loads(command[command.index("--lifecycle-configuration") + 1])
+    client = stores["admin"].bucket.client
+    client.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=rules)
+    client.delete_bucket_lifecycle(Bucket=BUCKET)
+
+
 def test_a_reader_can_read_only(stores: dict[str, S3Store]) -> None:
     ref = stores["admin"].put_bytes(b"to be read")
     assert get_bytes(stores["reader"], ref) == b"to be read"
@@ -190,6 +233,12 @@ def test_other_projects_are_out_of_reach(stores: dict[str, S3Store], role: str) 
         lambda: client.delete_object(Bucket=BUCKET, Key="other/secret"),
         lambda: client.list_multipart_uploads(Bucket=BUCKET, Prefix="other/"),
         lambda: client.put_bucket_policy(Bucket=BUCKET, Policy="{}"),
+        lambda: client.list_objects_v2(Bucket=BUCKET),
+        lambda: client.list_objects_v2(Bucket=BUCKET, Prefix=""),
+        lambda: client.list_objects_v2(Bucket=BUCKET, Prefix="other/"),
+        lambda: client.list_objects_v2(Bucket=BUCKET, Prefix=PREFIX),  # another project may begin with it
+        lambda: client.list_objects(Bucket=BUCKET),
+        lambda: client.list_object_versions(Bucket=BUCKET),
     ):
         with pytest.raises(ClientError, match="AccessDenied|403"):
             action()

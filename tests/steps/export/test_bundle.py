@@ -1,6 +1,8 @@
 import hashlib
 import json
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,13 @@ import pytest
 
 from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
 from steps.errors import DiskFullError, ExportError, StoreError
+from steps.export import bundle as bundle_module
 from steps.export.bundle import assemble_bundle
 from steps.export.contract import unet_contract
 from steps.store.local import LocalStore
 from tests.steps.export.factories import SCHEDULE, fake_report, tokenizer_folder
 
+ROUNDS = 25
 GRID = (999, 874, 749, 624, 499, 374, 249, 124)
 
 
@@ -166,9 +170,71 @@ def test_rename_that_fails_restores_the_old_bundle(
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(ExportError, match="cannot be moved"):
-        _assemble(reports, store, tmp_path)
+        _assemble(reports, store, tmp_path, attribution="another")
     kept = (tmp_path / "runs" / "bundle" / "manifest.json").read_text()
     assert BundleManifest.from_json(kept) == before
+
+
+def test_an_equal_bundle_of_another_run_stays(
+    reports: list[ComponentReport], store: LocalStore, tmp_path: Path
+) -> None:
+    first = _assemble(reports, store, tmp_path)
+    bundle = tmp_path / "runs" / "bundle"
+    place = bundle.stat().st_ino
+    assert _assemble(reports, store, tmp_path).identity() == first.identity()
+    assert bundle.stat().st_ino == place
+    (bundle / "LICENSE").write_text("changed")
+    _assemble(reports, store, tmp_path)
+    assert "OpenMoji" in (bundle / "LICENSE").read_text()
+    assert _left(tmp_path) == ["bundle"]
+
+
+def _publish_rounds(base: Path, name: str, barrier: Any, failures: Any) -> None:
+    """One of two processes that put equal bundles in the place of an old one, at the same moment.
+
+    The moment in which the place is empty is made longer.
+    """
+    rename = Path.rename
+
+    def slow(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        time.sleep(0.02)
+        return moved
+
+    Path.rename = slow  # type: ignore[method-assign,assignment] # of this process, which ends with the rounds
+    for number in range(ROUNDS):
+        scratch = base / f"{number}" / name
+        shutil.copytree(base / "whole", scratch / "new")
+        barrier.wait(60)
+        try:
+            bundle_module._publish(scratch / "new", base / f"{number}" / "bundle", scratch)
+        except Exception as error:
+            failures.put(f"{type(error).__name__}: {error}")
+
+
+def test_two_runs_publish_at_once(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:
+    manifest = _assemble(reports, store, tmp_path)
+    (tmp_path / "runs" / "bundle").rename(tmp_path / "whole")
+    for number in range(ROUNDS):
+        old = tmp_path / f"{number}" / "bundle"
+        old.mkdir(parents=True)
+        (old / "stale").write_text("of an older run")
+    context = multiprocessing.get_context("fork")  # they run no torch, and need not load it again
+    barrier, failures = context.Barrier(2), context.SimpleQueue()
+    runs = [
+        context.Process(target=_publish_rounds, args=(tmp_path, name, barrier, failures))
+        for name in ("one", "two")
+    ]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(120)
+    assert failures.empty(), failures.get()
+    assert [process.exitcode for process in runs] == [0, 0]
+    for number in range(ROUNDS):
+        bundle = tmp_path / f"{number}" / "bundle"
+        files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+        assert files == {*manifest.files, "manifest.json"}
 
 
 def test_tokenizer_json_is_enough(reports: list[ComponentReport], store: LocalStore, tmp_path: Path) -> None:

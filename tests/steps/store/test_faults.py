@@ -4,6 +4,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
@@ -108,3 +109,60 @@ def test_a_server_that_only_fails_ends_in_a_clear_error(
         store = through(proxy, "fails", tmp_path / "a")
         with pytest.raises(StoreError, match="SlowDown|503"):
             store.put_document("key", "{}")
+
+
+def test_a_damaged_list_hides_nothing(s3_server: Server, make_s3: MakeS3, tmp_path: Path) -> None:
+    """One wrong bit in each of 40 lists: refused, or every document is named, at worst under a name that is not there."""
+    plain = make_s3("damaged-lists")
+    for number in range(8):
+        plain.put_document(f"stages/robust_training/{number}", "{}")
+    good = set(plain.list_documents(""))
+    hidden = 0
+    with fault_proxy(s3_server.endpoint, FaultPlan(["flip_answer"], rate=1.0, seed=4)) as proxy:
+        store = through(proxy, "damaged-lists", tmp_path / "there")
+        for _ in range(40):
+            try:
+                found = set(store.list_documents(""))
+            except StoreError:
+                continue
+            wrong = found - good
+            hidden += len(good - found) > len(wrong)
+            assert all(plain.get_document(key) is None for key in wrong)
+    assert hidden == 0
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        (b"documents/stages/1.json", b"documents/stages/1.jsoo"),
+        (b"documents/stages/1.json", b"doguments/stages/1.json"),
+        (b"documents/stages/1.json", b"documents/stages/0.json"),
+        (b"damaged-page", b"damaged-qage"),
+        (b"<IsTruncated>true", b"<IsTruncated>tsue"),
+    ],
+    ids=["suffix", "kind", "twice", "prefix", "end"],
+)
+def test_a_list_with_one_wrong_bit_is_asked_for_again(make_s3: MakeS3, sound: bytes, damaged: bytes) -> None:
+    store = make_s3("damaged-page")
+    for number in range(4):
+        store.put_document(f"stages/{number}", "{}")
+    events, done = store.bucket.client.meta.events, []
+
+    def damage(response_dict: dict[str, Any], **_: object) -> None:
+        place = response_dict["body"].rfind(sound)
+        if place >= 0 and not done:
+            done.append(damaged)
+            body = response_dict["body"]
+            response_dict["body"] = body[:place] + damaged + body[place + len(sound) :]
+
+    events.register("before-parse.s3.ListObjectsV2", damage)
+    events.register("before-parameter-build.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=3))
+    assert store.list_documents("") == [f"stages/{number}" for number in range(4)]
+    assert done
+
+
+def test_a_key_that_no_store_writes_is_named(make_s3: MakeS3) -> None:
+    store = make_s3("foreign")
+    store.bucket.client.put_object(Bucket=BUCKET, Key="foreign/documents/notes.txt", Body=b"x")
+    with pytest.raises(DamagedError, match=r"foreign/documents/notes\.txt"):
+        store.list_documents("")

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def test_a_server_without_conditional_writes_is_told_of(
 
 
 def test_missing_bucket_is_named_before_any_work(make_s3: MakeS3) -> None:
-    with pytest.raises(StoreError, match="bucket no-such-bucket does not exist; create it"):
+    with pytest.raises(StoreError, match="no-such-bucket.*the bucket does not exist; create it"):
         make_s3(root="s3://no-such-bucket/x").check()
 
 
@@ -382,6 +383,25 @@ def test_password_in_the_endpoint_is_refused_and_not_repeated() -> None:
     with pytest.raises(InvalidConfig, match="without user, password or path") as caught:
         parse_config({"store": {"endpoint": "https://me:secret@host"}})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "file"])
+@pytest.mark.parametrize(
+    "address", ["http://me:hunter2@127.0.0.1:9", "me:hunter2@host", "http://me:hunter2@ho st"]
+)
+def test_password_in_the_endpoint_that_aws_finds_is_refused_and_not_repeated(
+    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str, address: str
+) -> None:
+    store = make_s3(attempts=1, timeout_s=0.5)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    if place == "file":
+        (tmp_path / "config").write_text(f"[default]\nendpoint_url = {address}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    else:
+        monkeypatch.setenv(place, address)
+    with pytest.raises(ConfigError, match="without user and password") as caught:
+        store.check()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_configuration_selects_the_store(make_s3: MakeS3, tmp_path: Path) -> None:
