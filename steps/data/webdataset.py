@@ -23,9 +23,9 @@ from webdataset.tariterators import base_plus_ext
 
 from artifacts_schema.config import DataConfig
 from steps.data.openmoji import Split
-from steps.data.shard import members_of, open_shard
 from steps.data.shards import expand_shards
 from steps.data.source import Picture, well_mixed
+from steps.data.tar_members import members_of, open_shard
 from steps.errors import DataError
 
 logger = logging.getLogger(__name__)
