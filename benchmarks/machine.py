@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ FLOW = ROOT / "flows" / "snapfusion_flow.py"
 class Machine:
     """One place; `home` is all that it leaves."""
 
-    def __init__(self, home: Path, config: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, home: Path, config: Path, environment: dict[str, str], *, through: Sequence[str] = ()
+    ) -> None:
         self.home, self.config = home, config
+        self.through = through  # a command that runs the one that follows it
         self.environment = os.environ | environment | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)}
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -26,7 +30,7 @@ class Machine:
         options = ["--config", "config", str(self.config)] if arguments[0] == "run" else []
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, str(FLOW), *options, *arguments],
+                [*self.through, sys.executable, str(FLOW), *options, *arguments],
                 cwd=ROOT,
                 env=self.environment,
                 stdout=log,

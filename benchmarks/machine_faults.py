@@ -5,17 +5,18 @@
     disk_full       the disk with store, checkpoints and Metaflow's files is filled at a random moment: the run must stop
                     with a clear error and, when there is room again, `resume` must end equal
     read_only       the file system of the store becomes read-only at a random moment: likewise
-    temporary_full  the folder for temporary files has no room from the beginning: the run must not notice
+    temporary_full  /tmp has no room from the beginning: the run must not notice
     clock_jumps     the wall clock jumps by up to two days, forwards and back, every few seconds: the run must not notice
 
-Needs root (small file systems are mounted) and, for clock_jumps, Debian's `faketime`. A fault that cannot be made here is
-left out, and the table says so.
+Needs root (small file systems are mounted) and, for clock_jumps, a C compiler. A fault that cannot be made here is left
+out, with a message.
 """
 
 import argparse
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,11 @@ from typing import Any
 from benchmarks.machine import Machine, say, uninterrupted, write_config
 from benchmarks.published import Metric, publish, result
 
-_FAKETIME = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu" / "faketime" / "libfaketimeMT.so.1"
+_WALL_CLOCK = Path(__file__).with_name("wall_clock.c")
+# For one program and its children only: /tmp is another file system, and full.
+_FULL_TMP = (
+    """mount -t tmpfs -o size=64k tmpfs /tmp && { cat /dev/zero > /tmp/filler 2>/dev/null; exec "$@"; }"""
+)
 _ROOM = "2g"
 _DAY_S = 86_400.0
 _CLEAR = {"disk_full": "no space left", "read_only": "read-only"}  # what a clear error says, in any case
@@ -159,51 +164,40 @@ class Campaign:
         """No room for temporary files."""
         config = home.with_suffix(".toml")
         write_config(config, None)
-        with mounted(home.with_name(f"{home.name}-tmp"), "1m") as full:
-            fill(full)
-            machine = Machine(home, config, {"TMPDIR": str(full)})
-            used = goes_on(machine, machine.start("run"), lambda: None)
-            return machine.result(), used
+        machine = Machine(home, config, {}, through=["unshare", "--mount", "sh", "-c", _FULL_TMP, "sh"])
+        used = goes_on(machine, machine.start("run"), lambda: None)
+        return machine.result(), used
 
     def clock_jumps(self, home: Path, _: float, draw: random.Random) -> Tried:
         """Another wall clock every few seconds; the monotonic clock is left alone, as a real jump leaves it."""
-        config, offset = home.with_suffix(".toml"), home.with_suffix(".offset")
+        config, library, offset = (home.with_suffix(suffix) for suffix in (".toml", ".so", ".offset"))
         write_config(config, None)
-        offset.write_text("+0")
-        machine = Machine(
-            home,
-            config,
-            {
-                "LD_PRELOAD": str(_FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(offset),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "NO_FAKE_STAT": "1",
-            },
-        )
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(_WALL_CLOCK)], check=True)
+        offset.write_bytes(bytes(8))
+        machine = Machine(home, config, {"LD_PRELOAD": str(library), "WALL_CLOCK_OFFSET": str(offset)})
         over = threading.Event()
 
         def jump() -> None:
-            while not over.wait(draw.uniform(1.0, 10.0)):
-                partial = offset.with_suffix(".partial")
-                partial.write_text(f"{draw.uniform(-2.0, 2.0) * _DAY_S:+.0f}")
-                partial.replace(offset)
+            with offset.open("r+b", buffering=0) as file:
+                while not over.wait(draw.uniform(1.0, 10.0)):
+                    file.seek(0)
+                    file.write(struct.pack("=q", round(draw.uniform(-2.0, 2.0) * _DAY_S)))
 
         thread = threading.Thread(target=jump, daemon=True)
         thread.start()
         try:
             used = goes_on(machine, machine.start("run"), lambda: None)
-            return machine.result(), used
         finally:
             over.set()
             thread.join()
+        return machine.result(), used
 
 
 def can_be_made(fault: str) -> bool:
     """Whether this machine can make the fault."""
-    if fault == "clock_jumps":
-        return _FAKETIME.is_file()
-    return os.geteuid() == 0 and shutil.which("mount") is not None
+    programs = {"clock_jumps": "cc", "temporary_full": "unshare"}
+    is_allowed = fault == "clock_jumps" or os.geteuid() == 0
+    return is_allowed and shutil.which(programs.get(fault, "mount")) is not None
 
 
 def rows_of(fault: str, outcome: Outcome) -> list[Metric]:
@@ -236,7 +230,7 @@ def main() -> int:
     possible = [fault for fault in options.faults if can_be_made(fault)]
     for fault in sorted(set(options.faults) - set(possible)):
         say(f"{fault} cannot be made on this machine")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # noqa: S108 - /tmp is one of the victims
         folder = Path(name).resolve()
         campaign = Campaign(folder, *uninterrupted(folder / "reference"))
         for number in range(options.times):
