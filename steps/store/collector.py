@@ -10,7 +10,7 @@ from steps.store.base import Entry, Store, parse_document
 from steps.store.cache import object_hashes
 from steps.store.layout import check_layout
 from steps.store.leases import idle_lease, lease, remove_lease, survey
-from steps.store.notes import Uses, is_marked, read_uses
+from steps.store.notes import Uses, is_marked, read_documents, read_uses
 
 logger = logging.getLogger(__name__)
 HOUR_S = 3600.0
@@ -185,11 +185,9 @@ class Collector:
         """
         live: set[str] = set()
         for notes in (False, True):
-            for key in self.store.list_documents("runs/" if notes else ""):
-                if key in without or key.startswith("runs/") != notes:
-                    continue
-                if (text := self.store.get_document(key)) is not None:
-                    live |= set(object_hashes(parse_document(key, text, object)))
+            for entry, text in read_documents(self.store, "runs/" if notes else ""):
+                if entry.name not in without and entry.name.startswith("runs/") == notes:
+                    live |= set(object_hashes(parse_document(entry.name, text, object)))
         return live
 
     def dead_work(self, entries: Iterable[Entry], used: Collection[str]) -> dict[str, int]:

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts_schema.base import Record
-from steps.store.base import Store, parse_document
+from steps.errors import StoreError
+from steps.store.base import Entry, Store, parse_document
 from steps.store.cache import CacheResult, RecordType, StageKey, cached_stage, object_hashes
+
+_LISTINGS = 5  # what is removed meanwhile by somebody else is no longer there, either
 
 
 def stage_of_run(  # noqa: PLR0913 - a run, and what `cached_stage` takes
@@ -110,17 +113,39 @@ class Uses:
     origins: set[str] = field(default_factory=set)
 
 
+def read_documents(store: Store, prefix: str) -> list[tuple[Entry, str]]:
+    """All documents of a prefix but the leases, with what they hold.
+
+    A list has no checksum. Over plain HTTP a wrong bit can put a name that is not there in another's place, and who
+    took the other's objects for garbage would be wrong: everything that is listed must be there, or it is listed again.
+    Raises StoreError when it never is.
+    """
+    for _ in range(_LISTINGS):
+        found = []
+        for entry in store.documents(prefix):
+            if entry.name.startswith("leases/"):
+                continue
+            text = store.get_document(entry.name)
+            if text is None:
+                break
+            found.append((entry, text))
+        else:
+            return found
+    raise StoreError(
+        f"the store {store.root} lists documents that are not there, {_LISTINGS} times: {entry.name}; "
+        "nothing that depends on them is done"
+    )
+
+
 def read_uses(store: Store) -> dict[str, Uses]:
     """What each run with a note or a report refers to. Raises DamagedError naming a document that does not say it."""
     found: dict[str, Uses] = {}
     for prefix in ("runs/", "reports/"):
-        for entry in store.documents(prefix):
+        for entry, text in read_documents(store, prefix):
             uses = found.setdefault(entry.name.split("/")[1], Uses())
             uses.age_s = min(uses.age_s, entry.age_s)
             uses.documents.add(entry.name)
-            text = store.get_document(entry.name)
-            if text is not None:
-                _add(uses, parse_document(entry.name, text))
+            _add(uses, parse_document(entry.name, text))
     return found
 
 

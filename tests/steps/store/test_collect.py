@@ -2,8 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
-from steps.errors import DamagedError
+from steps.errors import DamagedError, StoreError
 from steps.store import LocalStore, Store, leases
+from steps.store.base import Entry
 from steps.store.cache import StageKey, cached_stage
 from steps.store.collect import describe, main
 from steps.store.collector import Collector, Garbage, Retention
@@ -359,3 +362,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for refused in (["--store", str(tmp_path / "none")], ["--min-age-hours", "0"]):
         with pytest.raises(SystemExit):
             main(refused)
+
+
+@pytest.mark.parametrize("times", [1, 1000], ids=["once", "always"])
+def test_a_name_that_arrives_damaged_in_a_list_removes_nothing(store: Store, times: int) -> None:
+    """Over plain HTTP: names of what is in use are replaced by names that are not there."""
+    record = use(store, "1", "a")
+    documents, seen = store.documents, Counter[str]()
+
+    def damaged(prefix: str) -> Iterator[Entry]:
+        for entry in documents(prefix):
+            seen[entry.name] += 1
+            wrong = entry.name.startswith(("stages/", "runs/")) and seen[entry.name] <= times
+            yield replace(entry, name=f"{entry.name[:-1]}x") if wrong else entry
+
+    collector = Collector(store, NOW)
+    store.documents = damaged  # type: ignore[method-assign]
+    if times == 1:
+        assert collector.remove().objects == {}
+    else:
+        with pytest.raises(StoreError, match=r"lists documents that are not there, 5 times: runs/1/a-\w+x"):
+            collector.remove()
+    assert store.has(record.weights.sha256)
