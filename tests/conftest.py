@@ -1,5 +1,6 @@
 """Shared by all tests: one torch thread (two cores are shared by everything), no global randomness, one S3 server."""
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,20 @@ def _one_thread_fixed_seed() -> None:
     # A stage switches these on for its process; a test must not inherit them from the one before.
     torch.use_deterministic_algorithms(False)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def signals_are_heard() -> Iterator[None]:
+    """Signals are not ignored, here and in programs started from here, even when pytest itself runs under nohup."""
+    heard = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

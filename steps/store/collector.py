@@ -14,7 +14,8 @@ from steps.store.notes import Uses, is_marked, read_documents, read_uses
 
 logger = logging.getLogger(__name__)
 HOUR_S = 3600.0
-_ENTRIES = ("stages", "records", "probes")
+_ENTRIES = ("stages", "records", "probes", "latent_pools")
+_POOL_READER = "stages/decoder_distillation/"  # nobody else reads latent pools, and only until it is finished
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ class Collector:
     def _dead_documents(self, used: Collection[str], dropped: Collection[str]) -> list[str]:
         """Old documents of known kinds that no kept run refers to."""
         dead = []
+        finished = set(self.store.list_documents(_POOL_READER))
+        pools_stay = any(key.startswith(_POOL_READER) for key in {*used} - finished | self.working)
         for entry in self.store.documents(""):
             kind, _, rest = entry.name.partition("/")
             if entry.name in used or entry.age_s < self.min_age_s or entry.name in self.working:
@@ -172,6 +175,8 @@ class Collector:
                 unused = rest.split("/")[0] in dropped
             elif kind == "leases":
                 unused = rest in self.idle
+            elif kind == "latent_pools":
+                unused = not pools_stay
             else:
                 unused = kind in _ENTRIES
             if unused:

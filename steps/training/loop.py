@@ -224,7 +224,16 @@ class _Training:
                 sums[name] = sums.get(name, 0.0) + float(term.detach()) / config.accumulation
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), config.gradient_clip)
         if norm is not None and not bool(torch.isfinite(norm)):
-            raise NonFiniteLossError(f"the gradient is not finite at iteration {self.iteration}")
+            first = self.iteration * config.accumulation
+            samples = [
+                index
+                for micro in range(config.accumulation)
+                for index in self.batch(first + micro).indices.tolist()
+            ]
+            raise NonFiniteLossError(
+                f"the gradient is not finite at iteration {self.iteration} (samples {samples[:8]}...); "
+                f"the last good checkpoint stays in {self.folder}; lower the learning rate or look at these samples"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.bare_model)

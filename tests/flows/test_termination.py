@@ -20,6 +20,8 @@ from steps.training.checkpoint import checkpoint_folders
 from tests.flows import stopped_training
 from tests.flows.stopped_training import STOPPED_AT, train_toy
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
 
 @dataclass(frozen=True)
 class Ended:

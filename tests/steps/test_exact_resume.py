@@ -144,9 +144,8 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr(bench_module, "load_features", lambda name: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
     config = EvaluationConfig(pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0))
-    identity = SimpleNamespace(identity=lambda: "data")
 
     def run(folder: Path, seed: int, progress: Progress | None = None) -> Any:
         base = tiny_base(folder / "base")
@@ -154,7 +153,8 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
         inputs: Any = SimpleNamespace(
             data=Pictures(),
             measure_clip=Clip(),
-            plan=SimpleNamespace(data=identity, measure_clip=identity),
+            inception=None,
+            identity=lambda name: name,
             base=base,
         )
         context = replace(stage_context(folder, "evaluation"), progress=progress or NullProgress())

@@ -384,3 +384,17 @@ def test_a_name_that_arrives_damaged_in_a_list_removes_nothing(store: Store, tim
         with pytest.raises(StoreError, match=r"lists documents that are not there, 5 times: runs/1/a-\w+x"):
             collector.remove()
     assert store.has(record.weights.sha256)
+
+
+def test_latent_pools_go_when_no_kept_run_has_an_unfinished_decoder(store: Store) -> None:
+    pool = store.put_bytes(b"latents and pictures")
+    store.put_document("latent_pools/1", pool.model_dump_json())
+    mark_use(store, "1", key("decoder_distillation"))
+    assert Collector(store, NOW).remove().documents == []
+    assert store.has(pool.sha256)
+    use(store, "1", "decoder_distillation")
+    with lease(store, key("decoder_distillation").document):  # it is done again, with store.cache = false
+        assert "latent_pools/1" not in Collector(store, NOW).remove().documents
+    removed = Collector(store, NOW).remove()
+    assert "latent_pools/1" in removed.documents
+    assert list(removed.objects) == [pool.sha256]

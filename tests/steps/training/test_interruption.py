@@ -10,7 +10,7 @@ from steps.training.interruption import STOP_SIGNALS, stop_flag
 
 
 @pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
+def _handlers(signals_are_heard: None) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before

@@ -150,6 +150,20 @@ def test_non_finite_loss_names_step_and_keeps_the_last_checkpoint(tmp_path: Path
     assert all(torch.isfinite(value).all() for value in latest.tensors.values())
 
 
+def test_non_finite_gradient_names_step_and_samples_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def overflows(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        loss = regression(net, batch)["loss"]
+        return {
+            "loss": torch.sqrt(loss * 0.0) if batch.iteration == 12 else loss
+        }  # 0, with an infinite slope
+
+    with pytest.raises(NonFiniteLossError, match=r"gradient is not finite at iteration 12 \(samples \[\d+, "):
+        run(tmp_path, loss=overflows)
+    latest = load_latest(tmp_path)
+    assert latest is not None
+    assert latest.iteration == 12
+
+
 def test_damaged_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
