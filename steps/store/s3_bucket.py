@@ -202,7 +202,10 @@ class Bucket:
         self.attempt(f"removing {name}", lambda: self.client.delete_object(**self._address(name)))
 
     def uploads(self) -> Iterator[tuple[str, str, float]]:
-        """Uploads in parts that nobody has ended: name, the upload's id, seconds since it began. No listing shows them."""
+        """A store's uploads in parts that nobody has ended: name, the upload's id, seconds since it began.
+
+        No listing shows them. Others below the prefix, such as Metaflow's own, are left out.
+        """
         start = self.location.key("")
         arguments = {"Bucket": self.location.bucket, "Prefix": start}
         while True:
@@ -211,8 +214,9 @@ class Bucket:
             )
             now = _server_time(answer)
             for item in answer.get("Uploads", ()):
-                age = (now - item["Initiated"]).total_seconds()
-                yield item["Key"].removeprefix(start), item["UploadId"], age
+                name = item["Key"].removeprefix(start)
+                if name.startswith(("objects/", "work/")):
+                    yield name, item["UploadId"], (now - item["Initiated"]).total_seconds()
             if not answer.get("IsTruncated"):
                 return
             # SeaweedFS gives the second marker only.

@@ -337,7 +337,9 @@ def test_unfinished_uploads_go_when_they_are_old(make_s3: MakeS3, capsys: pytest
     client.meta.events.register(
         "before-parameter-build.s3.ListMultipartUploads", lambda params, **_: params.update(MaxUploads=1)
     )
-    for key_ in (name, name, store.bucket.location.key("work/a/1/c"), other.bucket.location.key("x")):
+    metaflows = store.bucket.location.key("metaflow/data/x")  # below the prefix, and not the store's
+    work = store.bucket.location.key("work/a/1/c")
+    for key_ in (name, name, work, metaflows, other.bucket.location.key("objects/x")):
         upload = client.create_multipart_upload(Bucket=BUCKET, Key=key_)["UploadId"]
         client.upload_part(Bucket=BUCKET, Key=key_, UploadId=upload, PartNumber=1, Body=b"half")
     assert Collector(store, Retention(min_age_s=3600.0)).remove().objects == {}
@@ -347,6 +349,8 @@ def test_unfinished_uploads_go_when_they_are_old(make_s3: MakeS3, capsys: pytest
     assert "0 objects, 3 partial files or unfinished uploads" in describe(found, removed=True)
     assert list(store.objects()) == []
     assert len(list(other.objects())) == 1
+    left = client.list_multipart_uploads(Bucket=BUCKET, Prefix=store.bucket.location.key(""))["Uploads"]
+    assert [upload["Key"] for upload in left] == [metaflows]
     assert store.delete_object(next(iter(found.objects)))  # gone already, which is no error
 
 
