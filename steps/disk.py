@@ -1,12 +1,17 @@
-"""Room on the disk, asked for before anything is written, and folders for temporary files."""
+"""The disk: room asked for before anything is written, what is said when it is full, flushing, temporary files."""
 
+import errno
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from steps.errors import DiskFullError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEFTOVER_S = 7 * 24 * 3600.0  # no temporary file is used for that long
 
 
@@ -45,3 +50,31 @@ def temporary_folder(folder: Path) -> Path:
         except FileNotFoundError:  # its owner, or another process that tidies up, was faster
             continue
     return folder
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's bytes or a folder's names, whatever happens to the machine. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def no_space_is_said(what: str, folder: Path) -> Iterator[None]:
+    """Turn the failures of a full disk, whoever reports them, into DiskFullError; all others pass through."""
+    try:
+        yield
+    except Exception as error:
+        if _error_number(error) in NO_SPACE:
+            raise DiskFullError(f"no space left for {what} in {folder}; free some and resume") from error
+        raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's number of an error; safetensors gives it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None

@@ -1,24 +1,20 @@
-"""Files of unfinished work: flushed to the disk, and JSON that carries its own hash.
+"""JSON files of unfinished work that carry their own hash.
 
 What a later attempt goes on from must be what was written. A sealed file holds the hash of all it says under `seal`; one
 without it (damaged there, or written by an earlier version) counts as damaged: else one wrong bit in that name would
 switch the check off.
 """
 
-import errno
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.errors import DamagedError, DiskFullError
+from steps.disk import no_space_is_said, sync
+from steps.errors import DamagedError
 
 _SEAL = "seal"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -59,33 +55,5 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Have the disk hold a file's bytes or a folder's names, whatever happens to the machine. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def no_space_is_said(what: str, folder: Path) -> Iterator[None]:
-    """Turn the failures of a full disk, whoever reports them, into DiskFullError; all others pass through."""
-    try:
-        yield
-    except Exception as error:
-        if _error_number(error) in _NO_SPACE:
-            raise DiskFullError(f"no space left for {what} in {folder}; free some and resume") from error
-        raise
-
-
 def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _error_number(error: Exception) -> int | None:
-    """The operating system's number of an error; safetensors gives it in its message only."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found.group(1)) if found else None

@@ -47,15 +47,6 @@ def flush(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def flush_names(folder: Path) -> None:
-    """As `flush`, for the names in a folder: a rename lasts from here on."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what keeps `path` from being read into a StoreError; that it does not exist passes through."""

@@ -4,7 +4,6 @@ Layout: `objects/<first two hex digits>/<sha256>`, `documents/<key>.json`, `work
 layout's version (`steps/store/layout.py`).
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -14,13 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artifacts_schema.references import ObjectRef
+from steps.disk import NO_SPACE, sync
 from steps.errors import DamagedError, DiskFullError, StoreError
 from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
 from steps.store.files import (
     HashingWriter,
     entry_of,
     flush,
-    flush_names,
     new_partial,
     read_text,
     reading,
@@ -29,7 +28,6 @@ from steps.store.files import (
 from steps.store.layout import check_layout, mark_new
 
 _CHUNK = 1 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LocalStore:
@@ -234,7 +232,7 @@ class LocalStore:
                     flush(file)
             partial.replace(path)
             if self._durable:
-                flush_names(path.parent)
+                sync(path.parent)
 
     def _swap(self, path: Path, old: str | None, new: str) -> bool:
         with self._locked("documents"):
@@ -282,7 +280,7 @@ class LocalStore:
             partial.unlink(missing_ok=True)
 
     def _translate(self, error: OSError) -> StoreError:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             free = shutil.disk_usage(self.folder).free
             return DiskFullError(
                 f"no space left in {self.folder} ({free >> 20} MiB free); free some and resume"

@@ -13,8 +13,9 @@ import threading
 import time
 from pathlib import Path
 
+from steps.disk import no_space_is_said
 from steps.errors import CheckpointError, DamagedError, StoreError
-from steps.sealed import no_space_is_said, read_sealed
+from steps.sealed import read_sealed
 from steps.store.base import Mirror
 from steps.training.checkpoint import (
     KEEP,
