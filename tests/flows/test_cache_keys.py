@@ -67,7 +67,6 @@ OTHER: dict[str, dict[str, Any]] = {
     "run.name": {"run.name": "other"},
     "compute.device": {"compute.device": "cpu"},
     "compute.threads": {"compute.threads": 99},
-    "store.root": {"store.root": "other"},
     "store.local": {"store.local": "other"},
     "store.endpoint": {"store.endpoint": "http://127.0.0.1:1"},
     "store.encryption": {"store.encryption": "AES256"},
@@ -146,6 +145,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     monkeypatch.setitem(
         OTHER, "data.source", {"data.source": "webdataset", "data.shards": [str(tmp_path / "a.tar")]}
     )
+    monkeypatch.setitem(OTHER, "store.root", {"store.root": str(tmp_path / "other")})
     program = {"evaluation.features": "inception", "evaluation.inception": str(tmp_path / "a.tar")}
     monkeypatch.setitem(OTHER, "evaluation.features", program)
     monkeypatch.setattr(input_folders, "INCEPTION_SHA256", hashlib.sha256(b"{}").hexdigest())
