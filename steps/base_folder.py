@@ -1,9 +1,9 @@
 """Cheap checks and the identity of a model folder. Imports no torch, so that a cached run starts quickly."""
 
-import hashlib
 from pathlib import Path
 
 from artifacts_schema.base import content_hash
+from steps.disk import file_sha256
 from steps.errors import BaseModelError, StoreError
 from steps.folder_files import folder_files
 
@@ -49,6 +49,5 @@ def folder_identity(path: Path) -> str:
     files = {}
     for file in folder_files(path):
         if file.suffix in _MEANINGFUL:
-            with file.open("rb") as handle:
-                files[file.relative_to(path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+            files[file.relative_to(path).as_posix()] = file_sha256(file)
     return content_hash(files)

@@ -1,6 +1,7 @@
-"""The disk: room asked for before anything is written, what is said when it is full, flushing, temporary files."""
+"""The disk: room asked for before anything is written, what is said when it is full, flushing and hashing, temporary files."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -50,6 +51,12 @@ def temporary_folder(folder: Path) -> Path:
         except FileNotFoundError:  # its owner, or another process that tidies up, was faster
             continue
     return folder
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -3,7 +3,6 @@
 Imports no torch, so that a run whose stages are all cached starts quickly.
 """
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from artifacts_schema.config import DataConfig, SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
 from steps.base_folder import check_base_folder, folder_identity
 from steps.data.shards import expand_shards
+from steps.disk import file_sha256
 from steps.errors import ConfigError
 from steps.file_hashes import FileHashes
 
@@ -90,8 +90,7 @@ def inception_weights(config: SnapFusionConfig, project_root: Path) -> Path | No
             f"evaluation.inception names {path}, which does not exist; it is never downloaded: put NVIDIA's "
             "inception-2015-12-05.pt there, or use features = 'efficientnet_lite0'"
         )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != INCEPTION_SHA256:
         raise ConfigError(
             f"evaluation.inception names {path}, which is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 "

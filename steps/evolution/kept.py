@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRound
 from steps.context import StageContext
-from steps.disk import no_space_is_said, sync
+from steps.disk import file_sha256, no_space_is_said, sync
 from steps.errors import DamagedError
-from steps.sealed import file_sha256, read_sealed, write_sealed
+from steps.sealed import read_sealed, write_sealed
 from steps.unet.evolved import EvolvedUNet
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """The bundle: packages, tokenizer files, manifest and licence, in a folder that is there whole or not."""
 
 import errno
-import hashlib
 import json
 import logging
 import shutil
@@ -24,7 +23,7 @@ from artifacts_schema.bundle import (
 )
 from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
-from steps.disk import check_disk
+from steps.disk import check_disk, file_sha256
 from steps.errors import ExportError
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
 from steps.store.base import Store
@@ -218,9 +217,8 @@ def _files(folder: Path) -> dict[str, BundleFile]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(folder).as_posix()] = BundleFile(sha256=digest, bytes=path.stat().st_size)
+            size = path.stat().st_size
+            found[path.relative_to(folder).as_posix()] = BundleFile(sha256=file_sha256(path), bytes=size)
     return found
 
 

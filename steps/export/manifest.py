@@ -1,9 +1,9 @@
 """A bundle's manifest, read back, and whether the bundle still is what it says. Imports no torch."""
 
-import hashlib
 from pathlib import Path
 
 from artifacts_schema.bundle import BundleManifest
+from steps.disk import file_sha256
 from steps.errors import ExportError
 
 
@@ -22,7 +22,6 @@ def check_files(folder: Path, manifest: BundleManifest) -> None:
         path = folder / name
         if not path.is_file():
             raise ExportError(f"the bundle {folder} lacks {name}; export it again")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
         if found != expected.sha256:
             raise ExportError(f"{path}: expected the hash {expected.sha256}, found {found}; export it again")

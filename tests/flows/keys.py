@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts_schema.base import Provenance
-from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.config import EvaluationConfig, SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef
 from flows import runtime, stages
@@ -29,15 +29,7 @@ EXAMPLES = {
     "coreml_compression": "compression_v1",
     "bundle_drawing": "bundle_drawing_v1",
 }
-VARIANTS = (
-    "base_50",
-    "base_8",
-    "base_8_dpm",
-    "teacher_16",
-    "student_16",
-    "student_8",
-    "student_8_small_decoder",
-)
+VARIANTS = EvaluationConfig().variants
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker")
 
 
