@@ -28,8 +28,8 @@ from artifacts_schema.config import (
     TrainingConfig,
 )
 from benchmarks.published import Metric, publish, result
-from steps import architecture_evolution, latency_profile, robust_training
-from steps.models import save_model
+from steps.models.stored import save_model
+from steps.stages import architecture_evolution, latency_profile, robust_training
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
 from tests.steps.latency.factories import context, tiny_base
 from tests.steps.unet.factories import tiny_unet

@@ -20,14 +20,16 @@ from artifacts_schema.bundle import BundleDrawing, Component, ComponentReport, D
 from artifacts_schema.config import ComputeConfig, CoremlExportConfig, DataConfig, ProgramCheckConfig
 from artifacts_schema.references import WeightsRef
 from benchmarks.published import ROOT, Metric, publish, result
-from steps import bundle_drawing
-from steps.context import StageContext, TerminalProgress, configure_torch, quiet_libraries
-from steps.coreml_export import assemble_bundle, run
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.clip_score import ClipScorer
 from steps.export.samples import Pictures
-from steps.models import BaseModel, load_base, save_model
+from steps.files.progress import TerminalProgress
+from steps.inputs.context import StageContext, configure_torch, quiet_libraries
+from steps.models.base import BaseModel, load_base
+from steps.models.clip import ClipScorer
+from steps.models.stored import save_model
+from steps.stages import bundle_drawing
+from steps.stages.coreml_export import assemble_bundle, run
 from steps.store import LocalStore
 
 _COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")

@@ -23,11 +23,11 @@ from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_confi
 from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
-from steps.provenance import DISTRIBUTION, code_version, package_versions
-from steps.stage_versions import source_hash, stage_version
+from steps.cache.keys import CacheResult, StageKey
+from steps.cache.notes import StageUse, stage_of_run, stage_uses
+from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
+from steps.cache.stage_versions import source_hash, stage_version
 from steps.store import Store, open_store
-from steps.store.cache import CacheResult, StageKey
-from steps.store.notes import StageUse, stage_of_run, stage_uses
 
 logger = logging.getLogger(__name__)
 _REFRESH_S = 3.0
@@ -67,20 +67,20 @@ class CardProgress:
     """Progress as a tqdm bar in the terminal and a live bar in the task's card."""
 
     def __init__(self) -> None:
-        from steps.context import TerminalProgress
+        from steps.files.progress import TerminalProgress
 
         self._terminal = TerminalProgress()
         self._bar: Any = None
         self._refreshed = 0.0
 
     def start(self, description: str, total: int) -> None:
-        """See steps.context.Progress."""
+        """See steps.files.progress.Progress."""
         self._terminal.start(description, total)
         self._bar = ProgressBar(max=max(total, 1), label=description)
         current.card["progress"].append(self._bar)
 
     def update(self, done: int, **metrics: float) -> None:
-        """See steps.context.Progress."""
+        """See steps.files.progress.Progress."""
         self._terminal.update(done, **metrics)
         now = time.monotonic()
         if self._bar is None or now - self._refreshed < _REFRESH_S:
@@ -91,7 +91,7 @@ class CardProgress:
         current.card["progress"].refresh()
 
     def close(self) -> None:
-        """See steps.context.Progress."""
+        """See steps.files.progress.Progress."""
         self._terminal.close()
         self._bar = None
 
@@ -128,7 +128,7 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
     )
 
     def given(context: Any) -> Record:
-        from steps.inputs import StageInputs
+        from steps.inputs.loaded import StageInputs
 
         return work(context, StageInputs(plan, context, reads) if plan else None)
 
@@ -153,8 +153,8 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
 
 def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:
     """Run the stage and add where, when and how it ran."""
-    from steps.context import StageContext, configure_torch, quiet_libraries, select_device
-    from steps.randomness import spawn
+    from steps.inputs.context import StageContext, configure_torch, quiet_libraries, select_device
+    from steps.training.randomness import spawn
 
     quiet_libraries()
     threads = configure_torch(_compute(config))
@@ -235,7 +235,7 @@ def inputs_hash(values: Any) -> str:
 
 def plain_context(stage: str, config: SnapFusionConfig, key: str) -> Any:
     """A stage context for work that is not cached."""
-    from steps.context import StageContext, configure_torch, select_device
+    from steps.inputs.context import StageContext, configure_torch, select_device
 
     configure_logging()
     configure_torch(_compute(config))

@@ -32,6 +32,7 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
+from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
     CardProgress,
@@ -45,10 +46,9 @@ from flows.runtime import (
     store_of,
     unpack,
 )
-from steps.errors import ConfigError
-from steps.provenance import DISTRIBUTION, code_version
+from steps.cache.provenance import DISTRIBUTION, code_version
+from steps.files.errors import ConfigError
 from steps.store import get_bytes, local_folder
-from steps.store.command_line import store_options
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def _identity(ref: WeightsRef | None) -> str:
 
 def start(config: SnapFusionConfig) -> RunPlan:
     """Checks of every run, then preflight and data."""
-    from steps.file_hashes import FileHashes
-    from steps.input_folders import input_identities, raw_data
-    from steps.run_checks import check_run
+    from steps.files.hashes import FileHashes
+    from steps.inputs.checks import check_run
+    from steps.inputs.folders import input_identities, raw_data
 
     store = store_of(config)
     store.check()
@@ -98,7 +98,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     previous_reports(config, store)
 
     def work(context: Any, _: None) -> Record:
-        from steps.preflight import run
+        from steps.stages.start import run
 
         return run(config, context, PROJECT_ROOT, raw)
 
@@ -118,7 +118,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
 def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     """Time, memory and cost per stage, as far as they can be told beforehand."""
-    from steps.estimates import format_estimates, stage_estimates
+    from steps.latency.estimates import format_estimates, stage_estimates
 
     if not plan.estimates:
         return "no estimates: this plan was made by a version that measured none"
@@ -132,7 +132,7 @@ def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
     """Time every block; refuse a latency budget that no removal reaches."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.latency_profile import run
+        from steps.stages.latency_profile import run
 
         return run(inputs.base, config.latency_profile, context)
 
@@ -174,7 +174,7 @@ def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingReco
     """eps-prediction to v-prediction."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.velocity_finetuning import run
+        from steps.stages.velocity_finetuning import run
 
         return run(
             inputs.base,
@@ -198,7 +198,7 @@ def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingR
     """Training with blocks skipped at random."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.robust_training import run
+        from steps.stages.robust_training import run
 
         return run(
             inputs.base,
@@ -226,7 +226,7 @@ def architecture_evolution(
     """Algorithm 1."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.architecture_evolution import run
+        from steps.stages.architecture_evolution import run
 
         return run(
             inputs.base,
@@ -286,7 +286,7 @@ def _step_distillation(
     cfg_aware: bool,
 ) -> TrainingRecord:
     def work(context: Any, inputs: Any) -> Record:
-        from steps.step_distillation import run
+        from steps.stages.step_distillation import run
 
         return run(
             inputs.base,
@@ -318,7 +318,7 @@ def decoder_distillation(config: SnapFusionConfig, plan: RunPlan) -> Any:
     """The half-width decoder."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.decoder_distillation import run
+        from steps.stages.decoder_distillation import run
 
         return run(inputs.base, inputs.data, config.decoder_distillation, context)
 
@@ -336,7 +336,7 @@ def real_pictures(config: SnapFusionConfig, plan: RunPlan) -> RealPicturesRecord
     """Measure the split's own pictures, once for all variants."""
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.evaluation.real_pictures import run
+        from steps.stages.real_pictures import run
 
         return run(inputs, config.evaluation, context)
 
@@ -368,7 +368,7 @@ def evaluation(
     )[variant]
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.evaluation.stage import run
+        from steps.stages.evaluation import run
 
         return run(chosen, real, inputs, config.evaluation, context)
 
@@ -393,8 +393,8 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: Compone
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.coreml_export import NEEDED_WEIGHTS, run
         from steps.export.samples import Pictures
+        from steps.stages.coreml_export import NEEDED_WEIGHTS, run
 
         return run(
             component,
@@ -429,7 +429,7 @@ def coreml_compression(
     drawn = _drawn_with(reports)
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.coreml_compression import run
+        from steps.stages.coreml_compression import run
 
         folder: Path | None = None
         if len(drawn) == len(REQUIRED_COMPONENTS):
@@ -493,7 +493,7 @@ def bundle(
     # First of all: it also quiets coremltools, which warns while it is imported.
     context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
 
-    from steps.inputs import StageInputs
+    from steps.inputs.loaded import StageInputs
 
     drawn: list[BundleDrawing] = []
 
@@ -524,8 +524,8 @@ def _assemble(
     draw: Callable[[Path], DrawingScores] | None = None,
 ) -> BundleManifest:
     """Write a bundle of the run's models to `target`; see `assemble_bundle`."""
-    from steps.coreml_export import assemble_bundle
     from steps.diffusion.schedule import NoiseSchedule
+    from steps.stages.coreml_export import assemble_bundle
 
     base = inputs.base
     schedule = NoiseSchedule.from_config(base.scheduler_config)
@@ -572,7 +572,7 @@ def _bundle_drawing(
     gate = gates.min_image_psnr_db
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.bundle_drawing import run
+        from steps.stages.bundle_drawing import run
 
         return run(folder, inputs, unet, decoder, config.coreml_export, context, min_image_psnr_db=gate)
 
@@ -598,7 +598,7 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     """Compare the variants, write report.json and pictures, and fill the card."""
     from flows.cards import render
     from steps.report.page import RunRecords
-    from steps.report.stage import compare_all, run
+    from steps.stages.report import compare_all, run
 
     started, code = time.monotonic(), code_version()
     records, store = Records.of(flow), store_of(config)
@@ -686,6 +686,8 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
-    print(f"trace    python -m flows.trace{where} {shlex.quote(result.bundle)}")
+    print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
-    print(f'draw     python -m flows.draw{where} --run {folder.name} "a caption" --output picture.png\n')
+    print(
+        f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'
+    )

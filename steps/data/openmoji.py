@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

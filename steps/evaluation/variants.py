@@ -7,8 +7,8 @@ from artifacts_schema.config import EvaluationConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
 
 if TYPE_CHECKING:
+    from steps.diffusion.parameterization import PredictionType
     from steps.diffusion.sampler import Sampler
-    from steps.models import PredictionType
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from steps.data.openmoji import Split, draw, list_openmoji
-from steps.evaluation.clip_score import tokenize
-from steps.randomness import keyed_integers
-from steps.training.loop import Batch
+from steps.models.clip import tokenize
+from steps.training.batch import Batch
+from steps.training.randomness import keyed_integers
 
 _SHIFT = 4  # pixels a picture is moved at most; captions stay true, unlike with mirroring ("right arrow")
 

@@ -12,20 +12,21 @@ import torch
 
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
-from steps import bundle_drawing
-from steps.context import StageContext
-from steps.coreml_export import run
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
-from steps.diffusion.small_decoder import SmallDecoder
-from steps.errors import ExportError
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
-from steps.models import BaseModel, load_model, save_model
+from steps.files.errors import ExportError
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
+from steps.models.stored import load_model, save_model
+from steps.stages import bundle_drawing
+from steps.stages.coreml_export import run
 from steps.unet.evolved import EvolvedUNet
+from steps.unet.small_decoder import SmallDecoder
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
 from tests.steps.latency.factories import context as make_context
 
@@ -264,7 +265,7 @@ def test_bundle_whose_pictures_are_off_is_not_published(exported: Exported, tmp_
 def test_picture_from_the_command_line(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows import draw_bundle
+    from flows.commands import draw_bundle
 
     _bundle(exported, tmp_path)
     target = tmp_path / "drawn" / "a.png"

@@ -14,9 +14,10 @@ from artifacts_schema.config import EvaluationConfig, SnapFusionConfig, parse_co
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef
 from flows import runtime, stages
-from steps import input_folders, run_checks
-from steps.base_folder import folder_identity
-from steps.store.cache import CacheResult, StageKey
+from steps.cache.keys import CacheResult, StageKey
+from steps.inputs import checks as run_checks
+from steps.inputs import folders as input_folders
+from steps.models.base_folder import folder_identity
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "records"
 EXAMPLES = {

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from artifacts_schema.config import SnapFusionConfig
-from steps import input_folders
-from steps.stage_versions import STAGE_MODULES
+from steps.cache.stage_versions import STAGE_MODULES
+from steps.inputs import folders as input_folders
 from steps.store import open_store
 from tests.flows.keys import COMPONENTS, VARIANTS, Keys
 

@@ -16,8 +16,8 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.training import TrainingRecord
 from flows import runtime, stages
 from flows.runtime import run_stage
-from steps.errors import ConfigError
-from steps.models import save_model
+from steps.files.errors import ConfigError
+from steps.models.stored import save_model
 from steps.training.loop import train
 from tests.flows.keys import example
 from tests.steps.unet.factories import tiny_unet

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
-from steps.coreml_export import run
-from steps.errors import DiskFullError, ExportError
 from steps.export.contract import package_name
 from steps.export.convert import check_weights, export, weights_hash
-from steps.models import save_model
+from steps.files.errors import DiskFullError, ExportError
+from steps.models.stored import save_model
+from steps.stages.coreml_export import run
 from tests.steps.export.factories import CONTRACTS, export_base, pictures
 from tests.steps.latency.factories import context
 
