@@ -176,7 +176,7 @@ class Pretraining:
         from steps.stages import velocity_finetuning
 
         base, context = load_base(self.output / "base"), self._context("velocity")
-        record = velocity_finetuning.run(base, self._data(), self.config.velocity_finetuning, context)
+        record = velocity_finetuning.finetune(base, self._data(), self.config.velocity_finetuning, context)
         self._write_warm_start("velocity", load_model(context.store, record.weights), base)
         (self.work / "velocity.json").write_text(record.to_json())
         return {"iterations": record.iterations, "curve": list(record.curve)}
@@ -187,7 +187,7 @@ class Pretraining:
 
         base, context = load_base(self.output / "base"), self._context("robust")
         velocity = TrainingRecord.from_json((self.work / "velocity.json").read_text())
-        record = robust_training.run(
+        record = robust_training.train_robust(
             base, velocity.weights, self._data(), self.config.robust_training, context
         )
         self._write_warm_start("robust", load_model(context.store, record.weights), base)

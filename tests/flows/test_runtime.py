@@ -16,8 +16,8 @@ from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from flows import runtime, stages
 from steps.cache.provenance import code_version
-from steps.cache.stage_versions import source_hash, stage_version
 from steps.pretraining.micro import write_micro_openclip
+from steps.stages.versions import source_hash, stage_version
 from steps.store import LocalStore
 
 
