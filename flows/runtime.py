@@ -106,13 +106,13 @@ def run_stage(
     *,
     identities: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
-    work: Callable[..., Record] | None = None,
+    work: Callable[[Any, Any], Record] | None = None,
 ) -> Any:
     """The record of one task of a stage, from the cache or by calling `run` of the stage's module.
 
     `records` are those of the run so far, by stage (and label). `identities` and `settings` join the cache key where a
-    stage reads more than its line in the table can say; `work(context, inputs)`, or `work(context)` of a stage before
-    there is a plan, then takes the place of the module's `run`. Prints the outcome and puts it on the task's card.
+    stage reads more than its line in the table can say; `work(context, inputs)` then takes the place of the module's
+    `run` (`inputs` is None before there is a plan). Prints the outcome and puts it on the task's card.
     """
     configure_logging()
     store = store_of(config)
@@ -134,9 +134,7 @@ def run_stage(
         from steps.inputs.loaded import StageInputs
         from steps.inputs.settings import only
 
-        if plan is None:
-            return work(context) if work else Record(stage=stage.name)
-        inputs = StageInputs(plan, context, stage.reads, earlier)
+        inputs = StageInputs(plan, context, stage.reads, earlier) if plan else None
         if work:
             return work(context, inputs)
         record: Record = import_module(stage.import_name).run(

@@ -87,7 +87,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
 
-    def work(context: Any) -> Record:
+    def work(context: Any, _: None) -> Record:
         from steps.stages.start import run as prepare
 
         return prepare(raw, config, context, PROJECT_ROOT)
