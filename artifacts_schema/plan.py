@@ -17,7 +17,7 @@ class RunPlan(Record):
 
     `raw_data` is what the data were prepared from; it stands here and not in `data`, whose identity every later stage
     is keyed by and which is the same when other files give the same pictures. `estimates` holds what one latent costs
-    on the machine of `start` (see steps.unit_costs).
+    on the machine of `start` (see steps.latency.unit_costs).
     """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"

@@ -49,7 +49,7 @@ class RunReport(Record):
     """Everything that identifies a run's result; `report.json` is this record.
 
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
-    data, code and configuration (`python -m flows.trace`). `code` is None where it is not known.
+    data, code and configuration (`python -m flows.commands.trace`). `code` is None where it is not known.
     """
 
     schema_name: ClassVar[str] = "snapfusion.report"

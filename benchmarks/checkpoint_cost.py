@@ -28,9 +28,10 @@ from artifacts_schema.config import StoreConfig, TrainingConfig
 from benchmarks.published import Metric, publish, result
 from infra.local.seaweedfs import serve
 from steps.store.s3 import S3Store
+from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
-from steps.training.loop import Batch, train
+from steps.training.loop import train
 
 BUCKET = "checkpoints"
 

@@ -29,16 +29,18 @@ from artifacts_schema.config import (
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from benchmarks.published import ROOT, Metric, publish, result
-from steps.context import StageContext, TerminalProgress, configure_torch, quiet_libraries
-from steps.coreml_compression import run as compress
-from steps.coreml_export import assemble_bundle
-from steps.coreml_export import run as export
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.clip_score import ClipScorer
 from steps.export.samples import Pictures
-from steps.models import load_base, save_model
+from steps.files.progress import TerminalProgress
+from steps.inputs.context import StageContext, configure_torch, quiet_libraries
+from steps.models.base import load_base
+from steps.models.clip import ClipScorer
+from steps.models.stored import save_model
 from steps.report.stored import record_of
+from steps.stages.coreml_compression import compress_bundle as compress
+from steps.stages.coreml_export import assemble_bundle
+from steps.stages.coreml_export import run as export
 from steps.store import LocalStore
 
 _COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")

@@ -22,13 +22,13 @@ from artifacts_schema.architecture import ArchitectureSpec
 from artifacts_schema.config import ComputeConfig, LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
 from benchmarks.published import ROOT, Metric, publish, result
-from steps import latency_profile
-from steps.context import StageContext, configure_torch
 from steps.evolution.actions import Budget
+from steps.inputs.context import StageContext, configure_torch
 from steps.latency.table import predict
 from steps.latency.timing import clock_for, interleaved, quiet
-from steps.models import BaseModel, load_base
+from steps.models.base import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
+from steps.stages import latency_profile
 from steps.store.local import LocalStore
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import full_spec
@@ -77,7 +77,7 @@ def measured_table(base: BaseModel, options: argparse.Namespace, scratch: Path) 
         stage="latency_profile", store=LocalStore(scratch / "store"), work=scratch, seed=options.seed
     )
     config = LatencyProfileConfig(repeats=options.repeats, warmup=options.warmup)
-    return latency_profile.run(base, config, context)
+    return latency_profile.profile(base, config, context)
 
 
 def evolved_unet(base: BaseModel, table: LatencyTable, options: argparse.Namespace) -> EvolvedUNet:

@@ -32,19 +32,21 @@ from artifacts_schema.config import (
 from artifacts_schema.data import PreparedDataRef
 from benchmarks.few_step_metrics import REFERENCE, Measured, metrics, picture_grid
 from benchmarks.published import ROOT, publish, result
-from steps.base_folder import folder_identity
-from steps.context import StageContext, TerminalProgress, configure_torch, select_device
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.losses import Sampling
+from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.clip_score import ClipScorer
 from steps.evaluation.distances import kernel_block_means
 from steps.evaluation.features import load_features
-from steps.models import PredictionType, load_base
-from steps.randomness import epoch_indices, keyed_normal, spawn
-from steps.step_distillation import distil
+from steps.files.progress import TerminalProgress
+from steps.inputs.context import StageContext, configure_torch, select_device
+from steps.models.base import load_base
+from steps.models.base_folder import folder_identity
+from steps.models.clip import ClipScorer
+from steps.stages.step_distillation import distil
 from steps.store import LocalStore
+from steps.training.randomness import epoch_indices, keyed_normal, spawn
 
 logger = logging.getLogger(__name__)
 

@@ -62,9 +62,9 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 def export(folder: Path, options: argparse.Namespace, component: Component, architecture: str) -> None:
     """One component, checked; leaves its report."""
     from benchmarks.random_sd15 import random_pictures, stored
-    from steps.context import StageContext
-    from steps.coreml_export import NEEDED_WEIGHTS, run
-    from steps.models import load_base
+    from steps.inputs.context import StageContext
+    from steps.models.base import load_base
+    from steps.stages.coreml_export import NEEDED_WEIGHTS, export_component
 
     base = load_base(folder / "base", only=NEEDED_WEIGHTS[component])
     context = StageContext(stage="coreml_export", store=_store(folder), work=folder / "work", seed=_SEED)
@@ -76,7 +76,7 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     config = CoremlExportConfig(
         program_check=gates, batch_size=options.batch_size, chunked_unet=options.chunked
     )
-    report = run(
+    report = export_component(
         component,
         base,
         stored(folder, architecture),
@@ -95,7 +95,7 @@ def bundle(folder: Path, architecture: str) -> None:
     from steps.diffusion.schedule import NoiseSchedule
     from steps.export.bundle import assemble_bundle
     from steps.export.bundle_run import Bundle
-    from steps.models import load_base
+    from steps.models.base import load_base
 
     base = load_base(folder / "base", only=())
     schedule = NoiseSchedule.from_config(base.scheduler_config)
@@ -192,8 +192,8 @@ def _component(name: str, report: ComponentReport, seconds: float, peak: float) 
 
 
 def _passes(report: ComponentReport) -> bool:
-    from steps.errors import ExportError
     from steps.export.program_check import check_gates
+    from steps.files.errors import ExportError
 
     if report.parity is None:
         return False
@@ -210,7 +210,7 @@ def _one(name: str, value: float, unit: str, note: str = "") -> Metric:
 
 def _task(options: argparse.Namespace) -> None:
     """In a process of its own; leaves its peak memory in the scratch folder."""
-    from steps.context import configure_torch, quiet_libraries
+    from steps.inputs.context import configure_torch, quiet_libraries
 
     logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
     logging.getLogger("coremltools").setLevel(logging.ERROR)

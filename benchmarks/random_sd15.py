@@ -12,14 +12,15 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from artifacts_schema.references import WeightsRef
 from benchmarks.published import ROOT
-from steps.diffusion.small_decoder import SmallDecoder
 from steps.export.samples import Pictures
-from steps.models import BaseModel, save_model
-from steps.randomness import keyed_normal, spawn
+from steps.models.base import BaseModel
+from steps.models.stored import save_model
 from steps.store import LocalStore
+from steps.training.randomness import keyed_normal, spawn
 from steps.unet.architecture import named_spec, to_payload
 from steps.unet.blocks import SD15_UNET_CONFIG
 from steps.unet.evolved import EvolvedUNet
+from steps.unet.small_decoder import SmallDecoder
 
 _TEXT = {
     "vocab_size": 49408,

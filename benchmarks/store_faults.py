@@ -24,7 +24,7 @@ from artifacts_schema.references import ObjectRef
 from benchmarks.published import Metric, publish, result
 from infra.local.fault_proxy import FAULTS, FaultPlan, fault_proxy
 from infra.local.seaweedfs import serve
-from steps.errors import StoreError
+from steps.files.errors import StoreError
 from steps.store.base import PARTIAL
 from steps.store.s3 import S3Store
 

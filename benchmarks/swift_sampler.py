@@ -26,19 +26,21 @@ from artifacts_schema.base import Interval
 from artifacts_schema.config import ComputeConfig, DataConfig
 from artifacts_schema.report import RunReport
 from benchmarks.published import ROOT, Metric, publish, result
-from steps.context import TerminalProgress, configure_torch, quiet_libraries
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.parameterization import x_from_v
 from steps.diffusion.prediction import UNetInput, predict_guided
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.clip_score import ClipScorer
 from steps.evaluation.distances import interval, kernel_block_means
 from steps.evaluation.features import load_features
-from steps.models import load_base, load_model
-from steps.randomness import epoch_indices, keyed_normal, spawn
+from steps.files.progress import TerminalProgress
+from steps.inputs.context import configure_torch, quiet_libraries
+from steps.models.base import load_base
+from steps.models.clip import ClipScorer
+from steps.models.stored import load_model
 from steps.report.stored import record_of
 from steps.store import LocalStore
+from steps.training.randomness import epoch_indices, keyed_normal, spawn
 
 _LOWER_ORDER_BELOW = 15  # steps; with fewer, the last two are of first order
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from flows.termination import end_tasks_first
-from steps.disk import temporary_folder
+from steps.files.disk import temporary_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.

@@ -25,7 +25,7 @@ def run_pretraining(flow: Any, stage: str) -> dict[str, Any]:
 
     from artifacts_schema.pretraining import PretrainingConfig
     from flows.environment import usable_cores
-    from steps.pretraining.stages import Pretraining
+    from steps.stages.pretraining import Pretraining
 
     configure_logging()
     torch.set_num_threads(usable_cores())

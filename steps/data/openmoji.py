@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from steps.data.openmoji_splits import NOVEL, TEST, VALIDATION
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 Split = Literal["train", "validation", "test", "novel"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "novel")

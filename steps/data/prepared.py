@@ -17,13 +17,13 @@ from torch import Tensor
 
 from artifacts_schema.config import DataConfig
 from artifacts_schema.data import SPLIT_NAMES, PreparedDataRef, PreparedSplit, Shard, SplitName
-from steps.context import Progress
 from steps.data.source import OpenMojiSource, Picture, Source
 from steps.data.webdataset import WebDatasetSource
-from steps.errors import DataError
-from steps.models import BaseModel, encode_captions
-from steps.randomness import keyed_normal, keyed_uniform
+from steps.files.errors import DataError
+from steps.files.progress import Progress
+from steps.models.base import BaseModel, encode_captions
 from steps.store.base import Store, get_bytes
+from steps.training.randomness import keyed_normal, keyed_uniform
 
 logger = logging.getLogger(__name__)
 NEEDED_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")

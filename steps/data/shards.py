@@ -6,7 +6,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 
 def expand_shards(patterns: Sequence[str], project_root: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 _BLOCK = 512  # tar's unit
 _EXTENSION_BYTES = 8 << 10  # long names and pax headers are read whole, and searched in quadratic time

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steps.data.openmoji import read_svg, render
-from steps.randomness import spawn
+from steps.training.randomness import spawn
 
 _CANVAS = 72.0  # OpenMoji's own units
 _SMALLEST = 0.8

@@ -26,7 +26,7 @@ from steps.data.openmoji import Split
 from steps.data.shards import expand_shards
 from steps.data.source import Picture, well_mixed
 from steps.data.tar_members import members_of, open_shard
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 logger = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -25,8 +25,8 @@ from steps.diffusion.parameterization import (
 )
 from steps.diffusion.prediction import UNetInput, predict, predict_guided, predict_together
 from steps.diffusion.schedule import NoiseSchedule
-from steps.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
-from steps.training.loop import Batch
+from steps.training.batch import Batch
+from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
 

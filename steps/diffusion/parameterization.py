@@ -6,11 +6,11 @@ section 4; Salimans & Ho, arXiv 2202.00512, appendix D). All arguments are keywo
 it ends the two teacher steps.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from steps.models import PredictionType
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 class Denoised(NamedTuple):

@@ -6,11 +6,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from steps.context import Progress
-from steps.diffusion.parameterization import ddim_step, denoised
+from steps.diffusion.parameterization import PredictionType, ddim_step, denoised
 from steps.diffusion.prediction import UNetInput, predict, predict_guided
 from steps.diffusion.schedule import NoiseSchedule
-from steps.models import PredictionType
+from steps.files.progress import Progress
 
 Sampler = Literal["ddim", "dpm"]
 Precision = Literal["fp32", "bf16"]

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from steps.errors import ConfigError
+from steps.files.errors import ConfigError
 
 CLEAN = -1
 """The timestep after the last one: the clean latent, alpha = 1 and sigma = 0."""

@@ -15,8 +15,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import CLEAN, grid_timesteps, schedule_keys
-from steps.models import PredictionType
 
 # diffusers loads a scheduler of a foreign module only if it finds its own base class in that module.
 __all__ = ["GridDDIMScheduler", "SchedulerMixin"]

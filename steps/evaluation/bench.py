@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from artifacts_schema.base import Interval
 from artifacts_schema.config import EvaluationConfig
 from artifacts_schema.evaluation import GuidancePoint
-from steps.context import StageContext
+from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.errors import EvaluationError
-from steps.evaluation.clip_score import ClipScorer
 from steps.evaluation.distances import frechet_distance, interval, kernel_distance
 from steps.evaluation.features import FeatureExtractor, load_features
-from steps.inputs import StageInputs
-from steps.models import PredictionType
-from steps.randomness import epoch_indices, keyed_normal, spawn
+from steps.files.errors import EvaluationError
+from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
+from steps.models.clip import ClipScorer
+from steps.training.randomness import epoch_indices, keyed_normal, spawn
 
 NOISE_SEED = 20230606  # fixed: every variant of every run draws the same noise
 RETRIEVAL_CANDIDATES = 100

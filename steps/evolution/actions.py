@@ -7,7 +7,7 @@ from typing import Any
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionAction, UnitScore
 from artifacts_schema.config import ArchitectureEvolutionConfig
 from artifacts_schema.latency import LatencyTable
-from steps.errors import BudgetError
+from steps.files.errors import BudgetError
 from steps.latency.table import predict
 from steps.unet.architecture import Unit, copy_block, copyable_blocks, list_units, remove_unit
 from steps.unet.blocks import full_spec

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRound
-from steps.context import StageContext
-from steps.disk import file_sha256, no_space_is_said, sync
-from steps.errors import DamagedError
-from steps.sealed import read_sealed, write_sealed
+from steps.files.disk import file_sha256, no_space_is_said, sync
+from steps.files.errors import DamagedError
+from steps.files.sealed import read_sealed, write_sealed
+from steps.inputs.context import StageContext
 from steps.unet.evolved import EvolvedUNet
 
 logger = logging.getLogger(__name__)

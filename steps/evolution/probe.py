@@ -10,13 +10,13 @@ from torch import Tensor
 
 from artifacts_schema.architecture import UnitScore
 from artifacts_schema.config import ArchitectureEvolutionConfig
-from steps.context import StageContext
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evolution.actions import Budget
 from steps.evolution.kept import ProbeFile
-from steps.models import BaseModel
-from steps.randomness import epoch_indices, keyed_normal, spawn
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
+from steps.training.randomness import epoch_indices, keyed_normal, spawn
 from steps.unet.architecture import Unit, list_units
 from steps.unet.evolved import EvolvedUNet
 
@@ -25,7 +25,7 @@ _ALL = "all"  # key of the scores with every unit in place
 
 
 class Scorer(Protocol):
-    """Cosine of each picture with its caption; `steps.evaluation.clip_score.ClipScorer` has it."""
+    """Cosine of each picture with its caption; `steps.models.clip.ClipScorer` has it."""
 
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """(n,) for pictures uint8 (n, 3, H, W) and n captions."""

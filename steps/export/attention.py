@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps.errors import ExportError
+from steps.files.errors import ExportError
 
 
 class SplitEinsumProcessor:

@@ -23,9 +23,9 @@ from artifacts_schema.bundle import (
 )
 from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
-from steps.disk import check_disk, file_sha256
-from steps.errors import ExportError
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
+from steps.files.disk import check_disk, file_sha256
+from steps.files.errors import ExportError
 from steps.store.base import Store
 
 logger = logging.getLogger(__name__)

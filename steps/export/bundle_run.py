@@ -13,12 +13,12 @@ from transformers import CLIPTokenizer
 from artifacts_schema.bundle import REQUIRED_COMPONENTS, BundleManifest, Component
 from steps.diffusion.parameterization import ddim_step, guided, x_from_eps
 from steps.diffusion.schedule import CLEAN, NoiseSchedule
-from steps.errors import ExportError
 from steps.evaluation.pictures import png
 from steps.export.interpreter import ChunkedProgram, Program, load_packages
 from steps.export.manifest import check_files, read_manifest
-from steps.models import token_ids
-from steps.randomness import keyed_normal
+from steps.files.errors import ExportError
+from steps.models.base import token_ids
+from steps.training.randomness import keyed_normal
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Bundle:
 def draw_png(
     folder: Path, prompt: str, *, negative_prompt: str = "", seed: int = 0, rounded: bool = True
 ) -> bytes:
-    """One picture as PNG bytes, from the noise that `python -m flows.draw` draws with.
+    """One picture as PNG bytes, from the noise that `python -m flows.commands.draw` draws with.
 
     Raises ExportError for an empty prompt, and as `Bundle.open` and `Bundle.draw` do.
     """

@@ -15,9 +15,9 @@ import coremltools as ct
 from coremltools.models import utils
 
 from artifacts_schema.bundle import Component
-from steps.errors import ExportError
 from steps.export.contract import CONTRACT_REVISION, DESCRIPTIONS, VERSION_KEY, Contract
 from steps.export.convert import known_warnings, make_reproducible
+from steps.files.errors import ExportError
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from coremltools.converters.mil.mil.passes.graph_pass import PassOption
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from numpy.typing import NDArray
 
-from steps.errors import ExportError
 from steps.export.convert import known_warnings, make_reproducible
 from steps.export.interpreter import Program, read_package
 from steps.export.palette import palette
+from steps.files.errors import ExportError
 
 # A table of 256 numbers takes as much as 256 weights: below this many, compression saves next to nothing.
 SMALLEST = 2048

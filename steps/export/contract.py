@@ -7,7 +7,7 @@ decoder and the *first* input of text encoder and decoder: there must be exactly
 from typing import Any
 
 from artifacts_schema.bundle import Component, TensorContract
-from steps.errors import ExportError
+from steps.files.errors import ExportError
 
 CONTRACT_REVISION = "e12202c"
 VERSION_KEY = "com.github.apple.ml-stable-diffusion.version"

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from artifacts_schema.bundle import Component, ExportCost, TensorContract
-from steps.errors import ExportError
 from steps.export import precision
 from steps.export.contract import CONTRACT_REVISION, DESCRIPTIONS, VERSION_KEY, Contract, check_contract
 from steps.export.precision import check_precision
+from steps.files.errors import ExportError
 
 logger = logging.getLogger(__name__)
 

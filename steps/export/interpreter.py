@@ -21,8 +21,8 @@ from coremltools.converters.mil.mil import types
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from steps.errors import ExportError
 from steps.export.operations import OPERATIONS
+from steps.files.errors import ExportError
 
 # Constants of a program are kept in float32 between runs up to this many numbers (1 GiB).
 _KEPT_NUMBERS = 1 << 28

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from artifacts_schema.bundle import BundleManifest
-from steps.disk import file_sha256
-from steps.errors import ExportError
+from steps.files.disk import file_sha256
+from steps.files.errors import ExportError
 
 
 def read_manifest(folder: Path) -> tuple[BundleManifest, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steps.errors import ExportError
+from steps.files.errors import ExportError
 
 Operation = Callable[..., Any]
 

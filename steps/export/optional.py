@@ -10,9 +10,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from steps.errors import BaseModelError, ExportError
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
-from steps.models import load_whole
+from steps.files.errors import BaseModelError, ExportError
+from steps.models.whole import load_whole
 
 _STRICTER = 0.01  # what one match among the special concepts adds to every score, as in diffusers
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from artifacts_schema.bundle import Component, DrawingScores
 from artifacts_schema.config import CoremlCompressionConfig
-from steps.bundle_drawing import score
-from steps.evaluation.clip_score import ClipScorer
+from steps.export.bundle_pictures import score
 from steps.export.bundle_run import Bundle
 from steps.export.interpreter import ChunkedProgram, Program
+from steps.models.clip import ClipScorer
 
 
 class PictureGate:

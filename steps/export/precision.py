@@ -8,7 +8,7 @@ sigma z + alpha v: the sampler divides its error by alpha_t, which is about 0.07
 from collections import Counter
 from typing import Any
 
-from steps.errors import ExportError
+from steps.files.errors import ExportError
 
 _ANGLES = frozenset({"sin", "cos"})
 _TOWARDS_ANGLES = frozenset({"mul", "expand_dims", "reshape", "squeeze", "cast", "concat", "slice_by_index"})

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from artifacts_schema.bundle import Component, Parity, ParityPoint
 from artifacts_schema.config import ProgramCheckConfig
-from steps.errors import ExportError
 from steps.export.contract import Contract
 from steps.export.interpreter import ChunkedProgram, Executed, Program, load_packages
 from steps.export.rounding import rounded_results, with_rounded_weights
+from steps.files.errors import ExportError
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from torch.nn import functional
 from artifacts_schema.config import ProgramCheckConfig
 from steps.data.prepared import PreparedData
 from steps.diffusion.schedule import NoiseSchedule
-from steps.errors import ExportError
 from steps.export.program_check import Sample
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
-from steps.models import BaseModel, encode_captions, token_ids
-from steps.randomness import keyed_normal
+from steps.files.errors import ExportError
+from steps.models.base import BaseModel, encode_captions, token_ids
+from steps.training.randomness import keyed_normal
 
 _SPLIT = "validation"
 # What Apple's runtime normalises pictures with before it checks them.

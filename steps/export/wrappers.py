@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from steps.diffusion.schedule import NoiseSchedule
-from steps.errors import ExportError
+from steps.files.errors import ExportError
 
 RUNTIME_SCALING_FACTOR = 0.18215
 """Apple's Swift decoder divides latents by this number, whatever the model."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from artifacts_schema.base import Measurement
 from artifacts_schema.device import BASELINE, DeviceMeasurement, LatencyKit
 from artifacts_schema.latency import WHOLE_MODELS, LatencyRow, LatencyTable
-from steps.errors import LatencyTableError
+from steps.files.errors import LatencyTableError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from artifacts_schema.architecture import ArchitectureSpec, original_of
 from artifacts_schema.latency import LatencyTable
-from steps.errors import LatencyTableError
+from steps.files.errors import LatencyTableError
 from steps.latency.device import device_table, is_measurement
 from steps.unet.blocks import config_hash, list_blocks
 

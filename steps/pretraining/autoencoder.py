@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from artifacts_schema.pretraining import AutoencoderConfig
-from steps.context import Progress
+from steps.files.progress import Progress
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
-from steps.randomness import keyed_normal
-from steps.training.loop import Batch, TrainingOutcome, train
+from steps.training.batch import Batch
+from steps.training.loop import TrainingOutcome, train
+from steps.training.randomness import keyed_normal
 
 LATENT_CHANNELS = 4
 _EVALUATE_EVERY = 100
@@ -82,7 +83,7 @@ class AutoencoderLoss:
         self.config, self.pictures = config, pictures
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See steps.training.loop.LossFunction."""
+        """See steps.training.batch.LossFunction."""
         vae: Any = model
         x = shifted(normalised(self.pictures.images[batch.indices]), batch)
         posterior = vae.encode(x).latent_dist

@@ -10,14 +10,15 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from artifacts_schema.pretraining import UNetConfig
-from steps.context import Progress
 from steps.data.prepared import PreparedData
 from steps.diffusion.losses import Sampling
 from steps.diffusion.parameterization import noisy
 from steps.diffusion.schedule import NoiseSchedule
+from steps.files.progress import Progress
 from steps.pretraining.best import Best
-from steps.randomness import keyed_normal, keyed_uniform
-from steps.training.loop import Batch, TrainingOutcome, train
+from steps.training.batch import Batch
+from steps.training.loop import TrainingOutcome, train
+from steps.training.randomness import keyed_normal, keyed_uniform
 
 SHARD = "16MB"
 _EVALUATE_EVERY = 500
@@ -129,7 +130,7 @@ class NoiseLoss:
         self.sampling = sampling
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See steps.training.loop.LossFunction."""
+        """See steps.training.batch.LossFunction."""
         example = self.sampling.any_timestep(batch, name="base")
         unet: Any = model
         eps_hat = unet(example.item.z, example.item.t, example.item.embeddings).sample

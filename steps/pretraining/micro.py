@@ -5,7 +5,7 @@ from pathlib import Path
 from artifacts_schema.config import TrainingConfig
 from artifacts_schema.pretraining import AutoencoderConfig, ClipModelConfig, UNetConfig
 from steps.data.openmoji import list_openmoji
-from steps.evaluation.clip_score import save_clip
+from steps.models.clip import save_clip
 from steps.pretraining.autoencoder import LATENT_CHANNELS, new_autoencoder
 from steps.pretraining.base import new_unet, write_base
 from steps.pretraining.openclip import model_cfg, new_model, text_tower

@@ -15,8 +15,8 @@ from steps.data.prepared import PreparedData
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evaluation.pictures import grid, png
-from steps.models import BaseModel
-from steps.randomness import keyed_normal
+from steps.models.base import BaseModel
+from steps.training.randomness import keyed_normal
 
 _SAMPLES = 24
 _STEPS = 50

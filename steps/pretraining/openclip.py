@@ -10,11 +10,12 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from artifacts_schema.pretraining import ClipModelConfig
-from steps.context import Progress
-from steps.evaluation.clip_score import build_clip, encode_text
+from steps.files.progress import Progress
+from steps.models.clip import build_clip, encode_text
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
-from steps.training.loop import Batch, TrainingOutcome, train
+from steps.training.batch import Batch
+from steps.training.loop import TrainingOutcome, train
 
 _EVALUATE_EVERY = 50
 _TOGETHER = 128
@@ -93,7 +94,7 @@ class ContrastiveLoss:
         self.pictures = pictures
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See steps.training.loop.LossFunction."""
+        """See steps.training.batch.LossFunction."""
         tokens = self.pictures.tokens[batch.indices]
         images = shifted(normalised(self.pictures.images[batch.indices]), batch)
         clip: Any = model

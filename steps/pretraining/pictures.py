@@ -11,9 +11,9 @@ from transformers import CLIPTokenizer
 
 from steps.data.openmoji import Split, list_openmoji
 from steps.data.variants import draw_variants
-from steps.evaluation.clip_score import tokenize
-from steps.randomness import keyed_integers
-from steps.training.loop import Batch
+from steps.models.clip import tokenize
+from steps.training.batch import Batch
+from steps.training.randomness import keyed_integers
 
 _SHIFT = 4  # pixels a picture is moved at most while training, beside its variants
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77

@@ -5,7 +5,7 @@ from typing import Any
 
 from artifacts_schema.readers import read_record
 from artifacts_schema.report import RunReport
-from steps.errors import SnapFusionError, StoreError
+from steps.files.errors import SnapFusionError, StoreError
 from steps.store import Store
 
 

@@ -13,7 +13,7 @@ from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import stored_identity
 from artifacts_schema.report import RunReport
-from steps.errors import StoreError
+from steps.files.errors import StoreError
 from steps.report.origins import cache_word, code_words, data_words
 from steps.report.stored import record_of
 from steps.store import Store

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts_schema.references import FolderRef, ObjectRef
-from steps.errors import DamagedError
-from steps.folder_files import folder_files
+from steps.files.errors import DamagedError
+from steps.files.folder_files import folder_files
 
 PARTIAL = ".partial-"  # begins the name of what a killed process left half written
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from steps.errors import DamagedError, StoreError
+from steps.files.errors import DamagedError, StoreError
 from steps.store.base import PARTIAL, Entry
 
 

@@ -1,6 +1,6 @@
 """The layout of a store: which version one has, and what turns an older version into the current one.
 
-The marker `layout.json` in the store's root reads `{"version": 1}`; while `python -m steps.store.migrate` works,
+The marker `layout.json` in the store's root reads `{"version": 1}`; while `python -m flows.commands.migrate` works,
 `{"version": 1, "migrating_to": 2}`. docs/adr/0017-store-layout.md
 """
 
@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from steps.errors import StoreError
+from steps.files.errors import StoreError
 from steps.store.base import Store
 
 LAYOUT_VERSION = 1
@@ -90,7 +90,7 @@ def check_layout(store: Store) -> None:
     if marker in (None, current()):
         return
     steps = pending(store, marker)
-    command = f"python -m steps.store.migrate --store {shlex.quote(store.root)}"
+    command = f"python -m flows.commands.migrate --store {shlex.quote(store.root)}"
     if marker.migrating_to is not None:
         raise StoreError(
             f"the store {store.root} is being migrated from layout version {marker.version} to "

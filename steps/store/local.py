@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artifacts_schema.references import ObjectRef
-from steps.disk import NO_SPACE, sync
-from steps.errors import DamagedError, DiskFullError, StoreError
+from steps.files.disk import NO_SPACE, sync
+from steps.files.errors import DamagedError, DiskFullError, StoreError
 from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
 from steps.store.files import (
     HashingWriter,

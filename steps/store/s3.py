@@ -18,7 +18,7 @@ import botocore.exceptions
 
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
-from steps.errors import DamagedError, StoreError
+from steps.files.errors import DamagedError, StoreError
 from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
 from steps.store.layout import check_layout, mark_new
 from steps.store.local import LocalStore

@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from tqdm import tqdm
 
 from artifacts_schema.config import StoreConfig
-from steps.errors import DamagedError, StoreError
+from steps.files.errors import DamagedError, StoreError
 from steps.store.base import Entry
 from steps.store.files import HashingWriter
 from steps.store.s3_client import Location, attempt, code_of, make_client

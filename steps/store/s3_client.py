@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from artifacts_schema.config import StoreConfig
-from steps.errors import ConfigError, DamagedError, StoreError
+from steps.files.errors import ConfigError, DamagedError, StoreError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

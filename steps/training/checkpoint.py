@@ -13,9 +13,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steps.disk import file_sha256, no_space_is_said, sync
-from steps.errors import DamagedError
-from steps.sealed import read_sealed, write_sealed
+from steps.files.disk import file_sha256, no_space_is_said, sync
+from steps.files.errors import DamagedError
+from steps.files.sealed import read_sealed, write_sealed
 
 KEEP = 2
 TENSORS = "tensors.safetensors"

@@ -13,9 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-from steps.disk import no_space_is_said
-from steps.errors import CheckpointError, DamagedError, StoreError
-from steps.sealed import read_sealed
+from steps.files.disk import no_space_is_said
+from steps.files.errors import CheckpointError, DamagedError, StoreError
+from steps.files.sealed import read_sealed
 from steps.store.base import Mirror
 from steps.training.checkpoint import (
     KEEP,

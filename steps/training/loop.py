@@ -20,33 +20,18 @@ from torch import Tensor, nn
 
 from artifacts_schema.base import Measurement
 from artifacts_schema.config import TrainingConfig
-from steps.context import NullProgress, Progress
-from steps.errors import Interrupted, NonFiniteLossError
-from steps.randomness import epoch_indices
+from steps.files.errors import Interrupted, NonFiniteLossError
+from steps.files.progress import NullProgress, Progress
+from steps.training.batch import Batch, LossFunction
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
+from steps.training.randomness import epoch_indices
 
 logger = logging.getLogger(__name__)
 _MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's share of one (micro-)batch.
-
-    `indices` are global sample indices, shape (b,); with `iteration` (which counts micro-batches across the whole
-    training) and `seed` they key every random draw of the loss.
-    """
-
-    iteration: int
-    indices: Tensor
-    seed: int
-
-
-LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""Named loss terms of a batch; the one called "loss" is optimised, all are logged."""
 
 IntervalHook = Callable[[int, nn.Module], dict[str, float]]
 """Called at every logging interval with the number of finished iterations and the model, which then carries its EMA

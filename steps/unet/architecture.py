@@ -12,7 +12,7 @@ from artifacts_schema.architecture import (
     original_of,
     stage_of,
 )
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.blocks import STEM, Block, config_hash, full_spec, list_blocks, normalise
 
 SNAPFUSION_SD15_REMOVED: tuple[str, ...] = (

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from artifacts_schema.architecture import ArchitectureSpec, StageBlocks
 from artifacts_schema.base import content_hash
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 
 BlockKind = Literal["attention", "resnet"]
 

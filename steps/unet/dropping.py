@@ -8,9 +8,9 @@ from torch import Tensor, nn, tensor
 
 from steps.diffusion.losses import Sampling
 from steps.diffusion.prediction import predict
-from steps.errors import ArchitectureError
-from steps.randomness import coin
-from steps.training.loop import Batch
+from steps.files.errors import ArchitectureError
+from steps.training.batch import Batch
+from steps.training.randomness import coin
 from steps.unet.architecture import Unit, list_units
 from steps.unet.evolved import EvolvedUNet
 

@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from artifacts_schema.architecture import ArchitectureSpec, is_copy
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.architecture import from_payload, to_payload, units_by_id, validate
 from steps.unet.blocks import GEOMETRY_KEYS, STEM, full_spec, list_blocks, module_path, normalise
 from steps.unet.level import Level

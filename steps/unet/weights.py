@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from artifacts_schema.architecture import ArchitectureSpec, original_of
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.blocks import module_path
 
 

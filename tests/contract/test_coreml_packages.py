@@ -12,20 +12,21 @@ import torch
 
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
-from steps import bundle_drawing
-from steps.context import StageContext
-from steps.coreml_export import run
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
-from steps.diffusion.small_decoder import SmallDecoder
-from steps.errors import ExportError
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
-from steps.models import BaseModel, load_model, save_model
+from steps.files.errors import ExportError
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
+from steps.models.stored import load_model, save_model
+from steps.stages import bundle_drawing
+from steps.stages.coreml_export import export_component
 from steps.unet.evolved import EvolvedUNet
+from steps.unet.small_decoder import SmallDecoder
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
 from tests.steps.latency.factories import context as make_context
 
@@ -48,7 +49,7 @@ class Exported:
         self.reports = {c: self.convert(c) for c in ("text_encoder", "unet", "vae_decoder")}
 
     def convert(self, component: Any) -> ComponentReport:
-        return run(
+        return export_component(
             component,
             self.base,
             self.unet,
@@ -233,7 +234,9 @@ class _Clip:
 def _draw(exported: Exported, folder: Path, **gates: Any) -> BundleDrawing:
     inputs: Any = SimpleNamespace(base=exported.base, data=_Data(), measure_clip=_Clip())
     config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=2, **gates))
-    return bundle_drawing.run(folder, inputs, exported.unet, exported.decoder, config, exported.context)
+    return bundle_drawing.draw_beside_torch(
+        folder, inputs, exported.unet, exported.decoder, config, exported.context
+    )
 
 
 def test_bundle_carries_what_it_drew(exported: Exported, tmp_path: Path) -> None:
@@ -264,7 +267,7 @@ def test_bundle_whose_pictures_are_off_is_not_published(exported: Exported, tmp_
 def test_picture_from_the_command_line(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows import draw_bundle
+    from flows.commands import draw_bundle
 
     _bundle(exported, tmp_path)
     target = tmp_path / "drawn" / "a.png"
@@ -327,7 +330,7 @@ def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     base, where = export_base(), make_context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(batch_size=1, attention="split_einsum", minimum_deployment_target="iOS18")
-    report = run("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    report = export_component("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
     spec = read_spec(where, report)
     assert described(spec.description.input)["sample"] == ((1, 4, 16, 16), FLOAT32)
     assert list(described(spec.description.output)) == ["noise_pred"]

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from artifacts_schema.config import TrainingConfig
-from steps.context import Progress, TerminalProgress
-from steps.randomness import keyed_normal
-from steps.training.loop import Batch, train
+from steps.files.progress import Progress, TerminalProgress
+from steps.training.batch import Batch
+from steps.training.loop import train
+from steps.training.randomness import keyed_normal
 
 CONFIG = TrainingConfig(iterations=6, accumulation=4, batch_size=4, log_interval=2, learning_rate=3e-2)
 STOPPED_AT = 3  # iterations that are whole when the training says that it may be stopped

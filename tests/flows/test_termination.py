@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steps.context import NullProgress
+from steps.files.progress import NullProgress
 from steps.training.checkpoint import checkpoint_folders
 from tests.flows import stopped_training
 from tests.flows.stopped_training import STOPPED_AT, train_toy

@@ -16,11 +16,11 @@ from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, keep_versions, policy
-from steps.errors import StoreError
+from steps.cache.collector import Collector, Retention
+from steps.cache.leases import lease
+from steps.cache.local_collector import CacheCollector
+from steps.files.errors import StoreError
 from steps.store import get_bytes
-from steps.store.cache_collector import CacheCollector
-from steps.store.collector import Collector, Retention
-from steps.store.leases import lease
 from steps.store.s3 import S3Store
 
 BUCKET, PREFIX = "shared-bucket", "project"

@@ -9,13 +9,13 @@ from safetensors.torch import load
 from artifacts_schema.config import DataConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.readers import read_record
-from steps.context import NullProgress
 from steps.data import prepared
 from steps.data.openmoji import SPLITS, draw, list_openmoji
 from steps.data.prepared import PreparedData, encode_moments, prepare_data, prepare_source
 from steps.data.source import OpenMojiSource, Picture, well_mixed
-from steps.errors import DataError, StoreError
-from steps.models import BaseModel, encode_captions
+from steps.files.errors import DataError, StoreError
+from steps.files.progress import NullProgress
+from steps.models.base import BaseModel, encode_captions
 from steps.store import LocalStore, get_bytes
 from tests.steps.data.tiny import IMAGE_SIZE, ListSource, noise_image, tiny_base
 

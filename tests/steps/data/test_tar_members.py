@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steps.data.webdataset import check_shards
-from steps.errors import DataError
+from steps.files.errors import DataError
 
 _LIMIT_S = 4.0  # for 12 KB; a sound shard takes milliseconds
 FILES = (

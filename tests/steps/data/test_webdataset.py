@@ -14,7 +14,6 @@ from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from artifacts_schema.config import DataConfig
-from steps.context import NullProgress
 from steps.data.prepared import PreparedData, prepare_data
 from steps.data.shards import expand_shards
 from steps.data.source import Picture
@@ -25,7 +24,8 @@ from steps.data.webdataset import (
     decode_picture,
     split_of,
 )
-from steps.errors import DataError
+from steps.files.errors import DataError
+from steps.files.progress import NullProgress
 from steps.store import LocalStore
 from tests.steps.data.tiny import IMAGE_SIZE, tiny_base
 

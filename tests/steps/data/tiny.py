@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from steps.data.source import Picture
-from steps.models import BaseModel
+from steps.models.base import BaseModel
 
 IMAGE_SIZE = 32
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from steps.randomness import keyed_normal, keyed_uniform
+from steps.training.randomness import keyed_normal, keyed_uniform
 
 SD_SCHEDULE = {
     "num_train_timesteps": 1000,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steps.diffusion.losses import DistillationLoss, Sampling, VelocityLoss, combined_loss
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
-from steps.training.loop import Batch
+from steps.training.batch import Batch
 from tests.steps.diffusion.fakes import SD_SCHEDULE, FakeData, LinearUNet
 
 SCHEDULE = NoiseSchedule.from_config(SD_SCHEDULE)

@@ -14,7 +14,7 @@ from torch import Tensor
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.diffusion.scheduler import GridDDIMScheduler
-from steps.diffusion.small_decoder import SmallDecoder, with_decoder
+from steps.unet.small_decoder import SmallDecoder, with_decoder
 from tests.steps.diffusion.fakes import SD_SCHEDULE, LinearUNet
 from tests.steps.diffusion.tiny import LATENT_SHAPE, tiny_unet, tiny_vae
 
@@ -147,7 +147,7 @@ def test_a_pipeline_draws_with_the_small_decoder(swap: str) -> None:
 
 LOAD = """
 import sys, torch
-import steps.diffusion.scheduler, steps.diffusion.small_decoder  # diffusers will not do it by itself
+import steps.diffusion.scheduler, steps.unet.small_decoder  # diffusers will not do it by itself
 from diffusers import StableDiffusionPipeline
 absent = {"text_encoder": None, "tokenizer": None, "safety_checker": None}
 pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True, **absent)

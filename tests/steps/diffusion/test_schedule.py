@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from steps.diffusion.schedule import CLEAN, NoiseSchedule, grid_timesteps
-from steps.errors import ConfigError
+from steps.files.errors import ConfigError
 from tests.steps.diffusion.fakes import SD_SCHEDULE
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from steps.context import StageContext
-from steps.models import BaseModel, PredictionType
+from steps.diffusion.parameterization import PredictionType
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
 from steps.store import LocalStore
 from tests.steps.diffusion.fakes import SD_SCHEDULE, FakeData
 

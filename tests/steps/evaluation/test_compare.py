@@ -8,8 +8,8 @@ from safetensors.torch import save
 
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint
-from steps.errors import EvaluationError
 from steps.evaluation.compare import UNDECIDED, compare, verdict
+from steps.files.errors import EvaluationError
 from steps.store import LocalStore
 
 SOME = Interval(value=0.0, low=-1.0, high=1.0, n=32)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from cleanfid import fid as cleanfid
 
-from steps.errors import EvaluationError
 from steps.evaluation.distances import (
     frechet_distance,
     interval,
@@ -12,6 +11,7 @@ from steps.evaluation.distances import (
     kernel_distance,
     numpy_seed,
 )
+from steps.files.errors import EvaluationError
 
 RANDOM = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steps.randomness import keyed_normal, keyed_uniform
+from steps.training.randomness import keyed_normal, keyed_uniform
 
 
 class TinyData:

@@ -5,9 +5,9 @@ import pytest
 from artifacts_schema.architecture import UnitScore
 from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
-from steps import latency_profile
-from steps.errors import BudgetError, LatencyTableError
 from steps.evolution.actions import Budget, check_reachable, choose_actions
+from steps.files.errors import BudgetError, LatencyTableError
+from steps.stages import latency_profile
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
 from tests.steps.latency.factories import tiny_base

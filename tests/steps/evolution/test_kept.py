@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from artifacts_schema.architecture import EvolutionRound
-from steps.context import StageContext
-from steps.errors import DiskFullError, StoreError
 from steps.evolution.kept import ProbeFile, load_round, save_round
+from steps.files.errors import DiskFullError, StoreError
+from steps.inputs.context import StageContext
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.latency.factories import context
 from tests.steps.store.test_disk_faults import child
@@ -162,7 +162,7 @@ def test_a_store_that_fails_is_not_damage(
 )
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, action: str) -> None:
     code = (
-        "from pathlib import Path; from steps.errors import DiskFullError\n"
+        "from pathlib import Path; from steps.files.errors import DiskFullError\n"
         "from tests.steps.evolution.test_kept import *\n"
         f"stage = context(Path({str(tmp_path)!r})); unet = EvolvedUNet.from_unet(tiny_unet())\n"
         f"try:\n    {action}\nexcept DiskFullError as error:\n    print(error)"

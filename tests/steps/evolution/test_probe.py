@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
-from steps import latency_profile
 from steps.evolution.actions import Budget
 from steps.evolution.probe import Probe, score_units, unit_score
+from steps.stages import latency_profile
 from steps.unet.architecture import Unit
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.evolution.factories import BrightnessScorer, TinyData

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 from artifacts_schema.bundle import Component, ComponentReport, ExportCost
 from steps.export.contract import package_name, text_encoder_contract, unet_contract, vae_decoder_contract
 from steps.export.samples import Pictures
-from steps.models import BaseModel
+from steps.models.base import BaseModel
 from steps.store.base import Store, put_folder
 from tests.steps.latency.factories import tiny_base
 

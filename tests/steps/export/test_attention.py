@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from steps.errors import ExportError
 from steps.export.attention import SplitEinsumProcessor
+from steps.files.errors import ExportError
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.unet.factories import tiny_inputs, tiny_unet
 

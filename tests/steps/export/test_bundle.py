@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
-from steps.errors import DiskFullError, ExportError, StoreError
 from steps.export import bundle as bundle_module
 from steps.export.bundle import assemble_bundle
 from steps.export.contract import unet_contract
+from steps.files.errors import DiskFullError, ExportError, StoreError
 from steps.store.local import LocalStore
 from tests.steps.export.factories import SCHEDULE, fake_report, tokenizer_folder
 

@@ -14,16 +14,16 @@ from coremltools.models import utils
 
 from artifacts_schema.bundle import ComponentReport
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
-from steps.coreml_export import run
-from steps.errors import ExportError
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
 from steps.export.chunks import check_chunks, chunk_names, split_package
 from steps.export.convert import export
 from steps.export.interpreter import load_packages
 from steps.export.wrappers import UNetForExport
-from steps.inputs import fetch_folder
-from steps.models import save_model
+from steps.files.errors import ExportError
+from steps.inputs.loaded import fetch_folder
+from steps.models.stored import save_model
+from steps.stages.coreml_export import export_component
 from tests.steps.export.factories import CONTRACTS, SCHEDULE, export_base, pictures, tokenizer_folder
 from tests.steps.latency.factories import context
 
@@ -35,7 +35,9 @@ def exported(folder: Path, component: Any, *, chunked: bool) -> tuple[ComponentR
     base, where = export_base(), context(folder, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(chunked_unet=chunked, program_check=CHECK)
-    report = run(component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction")
+    report = export_component(
+        component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction"
+    )
     return report, where
 
 

@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steps.errors import ExportError
 from steps.export.compression import weights
+from steps.files.errors import ExportError
 
 
 def program(**values: Any) -> Any:

@@ -7,11 +7,11 @@ import coremltools as ct
 import pytest
 import torch
 
-from steps.errors import ExportError
 from steps.export import interpreter
 from steps.export.convert import known_warnings
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
+from steps.files.errors import ExportError
 from tests.steps.export.programs import Exporter, Layers, exporter
 
 

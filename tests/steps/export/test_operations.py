@@ -9,8 +9,8 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function
 from torch import Tensor
 
-from steps.errors import ExportError
 from steps.export.operations import OPERATIONS
+from steps.files.errors import ExportError
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((2, 3, 4)).astype(np.float32)

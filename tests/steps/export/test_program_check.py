@@ -10,8 +10,8 @@ from torch import nn
 
 from artifacts_schema.bundle import Parity, ParityPoint
 from artifacts_schema.config import ProgramCheckConfig
-from steps.errors import ExportError
 from steps.export.program_check import Sample, check_gates, check_program, describe, psnr
+from steps.files.errors import ExportError
 from tests.steps.export.programs import CONTRACT, Cancels, Exporter, Layers, exporter, samples
 
 

@@ -3,9 +3,9 @@ import torch
 
 from artifacts_schema.config import ProgramCheckConfig
 from steps.diffusion.schedule import NoiseSchedule
-from steps.errors import ExportError
 from steps.export.samples import decoder_samples, text_samples, unet_samples
-from steps.models import encode_captions
+from steps.files.errors import ExportError
+from steps.models.base import encode_captions
 from tests.steps.export.factories import SCHEDULE, export_base, pictures
 
 CHECK = ProgramCheckConfig(timesteps=(999, 124))

@@ -8,15 +8,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from steps.diffusion.schedule import NoiseSchedule
-from steps.diffusion.small_decoder import SmallDecoder
-from steps.errors import ExportError
 from steps.export.wrappers import (
     RUNTIME_SCALING_FACTOR,
     DecoderForExport,
     TextEncoderForExport,
     UNetForExport,
 )
+from steps.files.errors import ExportError
 from steps.unet.evolved import EvolvedUNet
+from steps.unet.small_decoder import SmallDecoder
 from tests.steps.export.factories import SCHEDULE, export_base
 
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from steps.context import StageContext
-from steps.models import BaseModel
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
 from steps.store.local import LocalStore
 from tests.steps.unet.factories import tiny_unet
 

@@ -6,9 +6,9 @@ import pytest
 
 from artifacts_schema.config import LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
-from steps import latency_profile
-from steps.errors import LatencyTableError
+from steps.files.errors import LatencyTableError
 from steps.latency.table import check_explained, import_table, predict, require_same_protocol
+from steps.stages import latency_profile
 from steps.unet.architecture import copy_block, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
 from tests.steps.latency.factories import tiny_base

@@ -7,8 +7,8 @@ import torch
 
 from artifacts_schema.config import TrainingConfig
 from artifacts_schema.pretraining import AutoencoderConfig, ClipModelConfig
-from steps.context import NullProgress
-from steps.models import load_base
+from steps.files.progress import NullProgress
+from steps.models.base import load_base
 from steps.pretraining import openclip
 from steps.pretraining.autoencoder import train_autoencoder
 from steps.pretraining.best import Best
@@ -16,7 +16,7 @@ from steps.pretraining.micro import write_micro_base
 from steps.pretraining.openclip import model_cfg, new_model, text_tower, train_openclip
 from steps.pretraining.pictures import Pictures, load_pictures, normalised, shifted
 from steps.pretraining.tokenizer import load_tokenizer, train_tokenizer
-from steps.training.loop import Batch
+from steps.training.batch import Batch
 
 TRAINING = TrainingConfig(
     iterations=30, batch_size=16, learning_rate=3e-3, warmup_iterations=2, log_interval=10

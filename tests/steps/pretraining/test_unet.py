@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from artifacts_schema.config import DataConfig, TrainingConfig
 from artifacts_schema.pretraining import UNetConfig
-from steps.context import NullProgress
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.schedule import NoiseSchedule
-from steps.models import BaseModel, load_base
+from steps.files.progress import NullProgress
+from steps.models.base import BaseModel, load_base
 from steps.pretraining import base as module
 from steps.pretraining.base import SCHEDULER, held_out_losses, new_unet, train_unet, write_base
 from steps.pretraining.micro import write_micro_base

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from artifacts_schema.readers import read_record
-from steps.report.stage import _grids
+from steps.stages.report import _grids
 from steps.store import LocalStore
 
 EXAMPLE = Path(__file__).parents[2] / "fixtures/records/evaluation_v2.json"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from artifacts_schema.readers import read_record
-from steps.errors import SnapFusionError, StoreError
+from steps.files.errors import SnapFusionError, StoreError
 from steps.report.stored import find_report, record_of
 from steps.store import LocalStore
 

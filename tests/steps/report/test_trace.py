@@ -12,7 +12,7 @@ import pytest
 from artifacts_schema.bundle import BundleFile, BundleManifest
 from artifacts_schema.readers import read_record
 from artifacts_schema.report import RunReport
-from steps.errors import StoreError
+from steps.files.errors import StoreError
 from steps.report.trace import config_differences, runs_of
 from steps.store import LocalStore
 
@@ -82,7 +82,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def trace(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "flows.trace", "bundle", *arguments],
+        [sys.executable, "-m", "flows.commands.trace", "bundle", *arguments],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "SNAPFUSION_HOME": str(tmp_path / "home")},
         capture_output=True, text=True, timeout=120, check=False,

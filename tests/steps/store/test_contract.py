@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts_schema.references import ObjectRef
-from steps.errors import StoreError
+from steps.files.errors import StoreError
 from steps.store import Store, get_bytes, put_folder
 
 

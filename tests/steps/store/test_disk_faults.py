@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from artifacts_schema.references import FolderRef
-from steps.context import StageContext
-from steps.inputs import fetch_folder
+from steps.inputs.context import StageContext
+from steps.inputs.loaded import fetch_folder
 from steps.store import LocalStore, Store, get_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,7 +45,7 @@ def files(folder: Path) -> list[str]:
 
 STORE = """
 from pathlib import Path
-from steps.errors import DiskFullError, StoreError
+from steps.files.errors import DiskFullError, StoreError
 from steps.store import LocalStore
 store = LocalStore(Path({folder!r}))
 try:
@@ -65,7 +65,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
     code = (
-        "import torch; from pathlib import Path; from steps.errors import DiskFullError\n"
+        "import torch; from pathlib import Path; from steps.files.errors import DiskFullError\n"
         "from steps.training.checkpoint import Checkpoint\n"
         "from steps.training.checkpoint_folder import CheckpointFolder\n"
         f"folder = CheckpointFolder(Path({str(tmp_path)!r}))\n"

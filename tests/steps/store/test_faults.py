@@ -13,7 +13,7 @@ from artifacts_schema.config import StoreConfig
 from benchmarks.store_faults import round_of
 from infra.local.fault_proxy import FAULTS, FaultPlan, fault_proxy
 from infra.local.seaweedfs import Server
-from steps.errors import DamagedError, StoreError
+from steps.files.errors import DamagedError, StoreError
 from steps.store import open_store
 from steps.store.s3 import S3Store
 from tests.conftest import BUCKET, MakeS3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.errors import DamagedError, DiskFullError, StoreError
+from steps.files.errors import DamagedError, DiskFullError, StoreError
 from steps.store import LocalStore
 
 

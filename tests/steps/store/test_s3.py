@@ -15,15 +15,15 @@ from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
 from artifacts_schema.references import ObjectRef
 from infra.local.fault_proxy import FaultPlan, fault_proxy
 from infra.local.seaweedfs import Identity, Server, free_ports
-from steps.errors import ConfigError, DamagedError, StoreError
+from steps.cache.keys import cached_stage
+from steps.files.errors import ConfigError, DamagedError, StoreError
 from steps.store import LocalStore, get_bytes, open_store, s3_bucket, s3_client
 from steps.store import s3 as s3_module
-from steps.store.cache import cached_stage
 from steps.store.s3 import S3Store
 from steps.store.s3_client import Location
 from tests.conftest import BUCKET, READER, RUNNER, MakeS3
-from tests.steps.store.test_cache import Stage
-from tests.steps.store.test_cache import key as stage_key
+from tests.steps.cache.test_keys import Stage
+from tests.steps.cache.test_keys import key as stage_key
 
 
 def use(monkeypatch: pytest.MonkeyPatch, server: Server, identity: Identity) -> None:

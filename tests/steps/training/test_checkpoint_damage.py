@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steps.errors import CheckpointError, DamagedError, DiskFullError, StoreError
+from steps.files.errors import CheckpointError, DamagedError, DiskFullError, StoreError
 from steps.training.checkpoint import STATE, TENSORS, Checkpoint, checkpoint_folders, read_checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from tests.steps.store.test_disk_faults import child
@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_while_fetching_is_said(tmp_path: Path) -> None:
     with CheckpointFolder(tmp_path / "old", FolderMirror(tmp_path / "mirror")) as folder:
         folder.save(checkpoint(10, values=1 << 20))
     code = (
-        "from pathlib import Path; from steps.errors import DiskFullError\n"
+        "from pathlib import Path; from steps.files.errors import DiskFullError\n"
         "from tests.steps.training.test_checkpoint_damage import CheckpointFolder, FolderMirror\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "try:\n    CheckpointFolder(folder / 'new', FolderMirror(folder / 'mirror')).load_latest()\n"

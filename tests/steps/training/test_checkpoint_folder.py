@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from artifacts_schema.config import TrainingConfig
-from steps.errors import CheckpointError, StoreError
+from steps.files.errors import CheckpointError, StoreError
 from steps.store.base import Mirror
 from steps.store.s3 import S3Store
 from steps.training.checkpoint import Checkpoint, checkpoint_folders

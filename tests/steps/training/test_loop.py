@@ -12,19 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.config import TrainingConfig
-from steps.context import NullProgress
-from steps.errors import CheckpointError, Interrupted, NonFiniteLossError
-from steps.randomness import keyed_normal
+from steps.files.errors import CheckpointError, Interrupted, NonFiniteLossError
+from steps.files.progress import NullProgress
+from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import (
-    Batch,
-    TrainingOutcome,
-    learning_rate_factor,
-    pause_after_checkpoint,
-    train,
-)
+from steps.training.loop import TrainingOutcome, learning_rate_factor, pause_after_checkpoint, train
+from steps.training.randomness import keyed_normal
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6

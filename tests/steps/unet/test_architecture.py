@@ -3,7 +3,7 @@
 import pytest
 
 from artifacts_schema.architecture import ArchitectureSpec, StageBlocks
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.architecture import (
     copy_block,
     copyable_blocks,

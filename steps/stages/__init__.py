@@ -1,0 +1,1 @@
+"""The stages: one module each, with `run`; everything they share is in the other rooms."""

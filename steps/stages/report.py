@@ -1,0 +1,250 @@
+"""`report`: comparisons, labels, headline numbers, and the files a person opens."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from artifacts_schema.base import Provenance, Record
+from artifacts_schema.bundle import BundleManifest
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.report import CodeVersion, RunReport, StageSummary
+from artifacts_schema.training import TrainingRecord
+from steps.cache.notes import StageUse, report_of_run
+from steps.cache.provenance import DISTRIBUTION
+from steps.evaluation.compare import compare
+from steps.evaluation.pictures import grid, png
+from steps.report.content import Block
+from steps.report.page import RunRecords, build_page
+from steps.store import Store
+
+# Reference, then what is held against it.
+_COMPARISONS = (
+    ("base_50", "student_8_small_decoder"),
+    ("base_8", "student_8_small_decoder"),
+    ("base_8_dpm", "student_8_small_decoder"),
+    ("student_8", "student_8_small_decoder"),
+    ("base_50", "teacher_16"),
+    ("base_50", "student_16"),
+)
+_ENOUGH_ITERATIONS = 100
+_LONG = 1000  # fewer iterations than this say nothing about what the method can do
+
+
+def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
+    """Every comparison whose two variants were evaluated, at every guidance scale."""
+    by_name = {record.variant: record for record in evaluations}
+    return [
+        compare(store, by_name[reference], by_name[other], point.guidance_scale)
+        for reference, other in _COMPARISONS
+        if reference in by_name and other in by_name
+        for point in by_name[reference].points
+    ]
+
+
+def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
+    """What a reader must know before any number: smoke runs, and runs too small for a claim."""
+    found = []
+    if config.run.smoke:
+        found.append("smoke: random micro models, a check of the machinery; no number here means anything")
+    if any(record.is_smoke for record in records.evaluations):
+        found.append(f"smoke: fewer than {TOO_FEW_PICTURES} pictures per variant")
+    short = [
+        name for name, r in records.trainings.items() if not r.skipped and r.iterations < _ENOUGH_ITERATIONS
+    ]
+    if short:
+        found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
+    longest = max((r.iterations for r in records.trainings.values()), default=0)
+    if not found and longest < _LONG:
+        found.append(
+            "a short run: it shows that the method works from end to end and makes no claim about quality"
+        )
+    return found
+
+
+def page_records(
+    config: SnapFusionConfig,
+    records: Mapping[str, Any],
+    manifest: BundleManifest,
+    store: Store,
+    previous: Sequence[Mapping[str, Any]],
+) -> RunRecords:
+    """What the page shows, out of a run's records by stage (and label)."""
+    evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
+    return RunRecords(
+        name=config.run.name,
+        smoke=config.run.smoke,
+        latency_table=records["latency_profile"],
+        trainings={name: record for name, record in records.items() if isinstance(record, TrainingRecord)},
+        evolution=records["architecture_evolution"],
+        evaluations=evaluations,
+        comparisons=compare_all(store, evaluations),
+        components=[record for name, record in records.items() if name.startswith("coreml_export ")],
+        manifest=manifest,
+        drawing=records.get("bundle_drawing"),
+        compression=records["coreml_compression"],
+        previous=previous,
+    )
+
+
+def run(
+    config: SnapFusionConfig,
+    records: RunRecords,
+    everything: Mapping[str, Record],
+    store: Store,
+    *,
+    bundle: Path,
+    output: Path,
+    uses: Mapping[str, StageUse],
+    code: CodeVersion,
+    provenance: Provenance,
+) -> tuple[RunReport, list[Block]]:
+    """Write report.json and pictures into `output`; returns the record and the page.
+
+    `everything` maps a stage (or stage and variant) to its record; their identities, and that of the bundle's manifest,
+    become the report's inputs. `uses` says of the same names what the cache did, `code` and `provenance` are the report's own.
+    """
+    pictures = _grids(records, store, shown=config.evaluation.grid_pictures)
+    named: dict[str, Record] = {**everything, "bundle": records.manifest}
+    report = RunReport(
+        stage="report",
+        parents=tuple(record.identity() for record in everything.values()),
+        config=config.model_dump(mode="json"),
+        seed=config.run.seed,
+        name=config.run.name,
+        smoke=config.run.smoke,
+        labels=tuple(labels(config, records)),
+        inputs={name: record.identity() for name, record in named.items()},
+        code=code,
+        provenance=provenance,
+        headline=headline(records),
+        evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
+        comparisons=tuple(records.comparisons),
+        stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
+        grids={name: store.put_bytes(grids[0][1]) for name, grids in pictures.items()},
+        bundle=str(bundle),
+        folder=str(output),
+    )
+    page = build_page(records, everything, store, report)
+    _write(report, records, store, pictures, bundle=bundle, output=output)
+    report_of_run(store, output.name, report, named.values())
+    return report, page
+
+
+def headline(records: RunRecords) -> dict[str, float]:
+    """The run's numbers under their published names; a ratio is base over result."""
+    evolution = records.evolution
+    decoder = records.trainings["decoder_distillation"].metrics
+    numbers = {
+        "unet.param_ratio": evolution.base_parameters / evolution.parameters,
+        "unet.predicted_latency_ratio": evolution.base_latency / evolution.predicted_latency,
+        "decoder.param_ratio": decoder["parameter_ratio"],
+        "decoder.mac_ratio": decoder["mac_ratio"],
+        "decoder.psnr_db": decoder["psnr_db"],
+    }
+    numbers |= _core_ml(records)
+    for item in records.comparisons:
+        if (item.reference, item.other) == ("base_50", "student_8_small_decoder"):
+            numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = (
+                item.clip_difference.value
+            )
+            numbers[f"student8_vs_base50.distance_difference@{item.guidance_scale:g}"] = (
+                item.distance_difference.value
+            )
+    return numbers
+
+
+def _core_ml(records: RunRecords) -> dict[str, float]:
+    """Sizes, parity and picture of the exported components."""
+    numbers: dict[str, float] = {}
+    for item in records.components:
+        numbers[f"coreml.{item.component}.size_mib"] = item.package.bytes / (1 << 20)
+        if item.parity:
+            numbers[f"coreml.{item.component}.psnr_exact_db"] = item.parity.exact_db
+            numbers[f"coreml.{item.component}.psnr_rounded_db"] = item.parity.rounded_db
+    if records.compression and records.compression.uncompressed:
+        before = records.compression.uncompressed.bytes
+        numbers["coreml.bundle.compression_ratio"] = before / sum(c.package.bytes for c in records.components)
+    if records.drawing:
+        numbers["coreml.bundle.image_psnr_db"] = records.drawing.scores.psnr_db.median
+        numbers["coreml.bundle.clip_drop"] = records.drawing.scores.clip_drop
+    return numbers
+
+
+_Grids = Mapping[str, Sequence[tuple[float, bytes]]]  # variant to guidance scale and PNG of its pictures
+
+
+def _grids(records: RunRecords, store: Store, *, shown: int) -> _Grids:
+    """Grids of the first `shown` pictures. Drawn here, so that another number of them evaluates nothing again."""
+    return {
+        record.variant: [
+            (point.guidance_scale, _grid(load_file(store.path_of(point.images))["images"][:shown]))
+            for point in record.points
+        ]
+        for record in records.evaluations
+    }
+
+
+def _grid(images: Tensor) -> bytes:
+    return png(grid(images, columns=min(8, len(images))))
+
+
+def _write(
+    report: RunReport, records: RunRecords, store: Store, grids: _Grids, *, bundle: Path, output: Path
+) -> None:
+    pictures = output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+    for variant, drawn in grids.items():
+        for scale, data in drawn:
+            (pictures / f"{variant}_guidance_{scale:g}.png").write_bytes(data)
+    if records.drawing:
+        path = pictures / "torch_above_bundle_below.png"
+        path.write_bytes(store.path_of(records.drawing.grid).read_bytes())
+    shown = int(report.config["evaluation"]["grid_pictures"])
+    captions = list(records.evaluations[0].captions[:shown]) if records.evaluations else []
+    (pictures / "captions.json").write_text(
+        json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+    link = output / "bundle"
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(bundle, target_is_directory=True)
+
+
+def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
+    points = [point.model_dump(mode="json", exclude={"images"}) for point in record.points]
+    return {
+        "variant": record.variant,
+        "title": record.title,
+        "sampler": record.sampler,
+        "steps": record.steps,
+        "pictures": record.pictures,
+        "protocol": record.protocol_hash,
+        "points": points,
+        "real": record.real.model_dump(mode="json", exclude={"images"}),
+    }
+
+
+def _summary(name: str, record: Record, use: StageUse | None) -> StageSummary:
+    provenance = record.provenance
+    versions = provenance.versions if provenance else {}
+    return StageSummary(
+        stage=name,
+        identity=record.identity(),
+        wall_time_s=provenance.wall_time_s if provenance else 0.0,
+        peak_memory_bytes=provenance.peak_memory_bytes if provenance else 0,
+        iterations=int(getattr(record, "iterations", 0)),
+        cached=use.cached if use else None,
+        key=use.key if use else "",
+        version=use.version if use else 0,
+        source=versions.get("stage source", ""),
+        code=versions.get(DISTRIBUTION, ""),
+        made_by=provenance.run_id if provenance else "",
+        images_per_s=getattr(record, "images_per_s", None),
+    )

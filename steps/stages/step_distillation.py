@@ -1,0 +1,181 @@
+"""`teacher_16`, `student_16` and `student_8`: step distillation from 2N to N steps (SnapFusion section 4).
+
+One implementation for all three; they differ in teacher, start, number of steps and in whether the loss is
+CFG-aware:
+
+- teacher_16: the full v UNet is its own teacher on the 2N-step grid; CFG-aware.
+- student_16: the evolved UNet is its own teacher; vanilla loss.
+- student_8: teacher_16 teaches, student_16 is the start; CFG-aware.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from artifacts_schema.config import DistillationStageConfig, SnapFusionConfig, StepDistillationConfig
+from artifacts_schema.data import SplitName
+from artifacts_schema.references import WeightsRef
+from artifacts_schema.training import TrainingRecord
+from steps.diffusion.losses import SPLIT, DistillationLoss, LatentData, Sampling
+from steps.diffusion.sampler import sample_latents
+from steps.diffusion.schedule import NoiseSchedule
+from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
+from steps.models.base import BaseModel
+from steps.models.stored import load_model, save_model
+from steps.training.loop import TrainingOutcome, train
+from steps.training.randomness import keyed_normal
+
+logger = logging.getLogger(__name__)
+VALIDATION: SplitName = "validation"
+
+
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage `context.stage`, one of the three; see `distil_weights`."""
+    shared = config.step_distillation
+    return distil_weights(
+        inputs.base,
+        inputs.earlier("teacher"),
+        inputs.earlier("student"),
+        inputs.data,
+        shared,
+        getattr(config, context.stage),
+        context,
+        student_steps=shared.final_steps if context.stage == "student_8" else shared.intermediate_steps,
+        cfg_aware=context.stage != "student_16",
+    )
+
+
+def distil_weights(
+    base: BaseModel,
+    teacher: WeightsRef,
+    student: WeightsRef,
+    data: LatentData,
+    shared: StepDistillationConfig,
+    config: DistillationStageConfig,
+    context: StageContext,
+    *,
+    student_steps: int,
+    cfg_aware: bool,
+) -> TrainingRecord:
+    """Distil `teacher`, sampled in 2 * `student_steps` steps, into `student` at `student_steps` steps.
+
+    Both predict v. The base gives the noise schedule. With `cfg_aware` the guided loss is mixed in with the
+    configured probability, else the loss is the vanilla one.
+    """
+    schedule = NoiseSchedule.from_config(base.scheduler_config)
+    teacher_unet = load_model(context.store, teacher).requires_grad_(False).to(context.device)
+    student_unet = load_model(context.store, student).requires_grad_(True).to(context.device)
+    check = TeacherCheck(teacher_unet, base, data, shared, student_steps, context.seed)
+    before = check.distance(student_unet)
+    outcome = distil(
+        teacher_unet,
+        student_unet,
+        Sampling(data, schedule, shared.caption_dropout, context.device),
+        shared,
+        config,
+        context,
+        student_steps=student_steps,
+        cfg_aware=cfg_aware,
+    )
+    after = check.distance(outcome.model)
+    metrics = {} if before is None or after is None else {"teacher_mse_start": before, "teacher_mse": after}
+    logger.info(
+        "stage=%s steps=%d teacher_mse_start=%s teacher_mse=%s", context.stage, student_steps, before, after
+    )
+    parents = (teacher.identity(), student.identity())
+    return TrainingRecord(
+        stage=context.stage,
+        parents=parents,
+        config={
+            "step_distillation": shared.meaning_for(cfg_aware=cfg_aware),
+            context.stage: config.meaning(),
+            "cfg_aware": cfg_aware,
+        },
+        seed=context.seed,
+        weights=save_model(context.store, outcome.model, schema=student.schema_id, parents=parents),
+        iterations=outcome.iterations,
+        batch_size=config.training.batch_size * config.training.accumulation,
+        grid_steps=student_steps,
+        curve=tuple(outcome.curve),
+        metrics=metrics,
+        images_per_s=outcome.images_per_s,
+    )
+
+
+def distil(
+    teacher: nn.Module,
+    student: nn.Module,
+    sampling: Sampling,
+    shared: StepDistillationConfig,
+    config: DistillationStageConfig,
+    context: StageContext,
+    *,
+    student_steps: int,
+    cfg_aware: bool,
+) -> TrainingOutcome:
+    """The training itself, on models in memory; `student` is trained in place."""
+    loss = DistillationLoss(
+        teacher=teacher,
+        sampling=sampling,
+        student_steps=student_steps,
+        cfg_probability=shared.cfg_probability if cfg_aware else 0.0,
+        cfg_range=shared.cfg_range,
+        gamma=shared.gamma,
+    )
+    return train(
+        student,
+        loss,
+        training=config.training,
+        samples=sampling.data.size(SPLIT),
+        seed=context.seed,
+        folder=context.checkpoints(),
+        progress=context.progress,
+        description=f"{context.stage}, {2 * student_steps} to {student_steps} steps",
+        device=context.device,
+    )
+
+
+class TeacherCheck:
+    """How far a student's pictures are from the teacher's: same validation captions, same noise, guided.
+
+    The distance is the mean squared difference of the final latents, whose variance is about 1.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        base: BaseModel,
+        data: LatentData,
+        shared: StepDistillationConfig,
+        student_steps: int,
+        seed: int,
+    ) -> None:
+        self.schedule = NoiseSchedule.from_config(base.scheduler_config)
+        self.shape, self.data, self.seed = base.latent_shape, data, seed
+        self.scale, self.student_steps = shared.validation_guidance_scale, student_steps
+        self.indices = torch.arange(min(shared.validation_captions, data.size(VALIDATION)))
+        self.reference = self.sample(teacher, 2 * student_steps) if len(self.indices) else None
+
+    def distance(self, student: nn.Module) -> float | None:
+        """Mean squared difference from the teacher, or None when no captions are set aside for it."""
+        if self.reference is None:
+            return None
+        return float((self.sample(student, self.student_steps) - self.reference).square().mean())
+
+    def sample(self, unet: nn.Module, steps: int) -> Tensor:
+        """Final latents (n, c, h, w) of the validation captions."""
+        noise = keyed_normal(
+            self.shape, seed=self.seed, name="teacher check", iteration=0, indices=self.indices
+        )
+        return sample_latents(
+            unet,
+            self.schedule,
+            noise=noise,
+            embeddings=self.data.embeddings(VALIDATION, self.indices),
+            empty_embedding=self.data.empty_embedding,
+            steps=steps,
+            guidance_scale=self.scale,
+            prediction_type="v_prediction",
+        )

@@ -1,0 +1,76 @@
+"""Estimates of time and memory before a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from steps.latency.estimates import format_estimates, stage_estimates
+from steps.latency.unit_costs import measure_unit_costs
+from steps.models.base import load_base
+from steps.pretraining.micro import write_micro_base
+
+COSTS = {
+    "unet_forward_s": 0.01,
+    "decoder_forward_s": 0.02,
+    "unet_activation_bytes": 1e6,
+    "decoder_activation_bytes": 4e6,
+    "unet_parameters": 1e6,
+    "decoder_parameters": 1e5,
+    "units": 20.0,
+}
+
+
+def seconds(stage: str, config: SnapFusionConfig | None = None) -> float:
+    found = {e.stage: e for e in stage_estimates(config or SnapFusionConfig(), COSTS)}
+    return found[stage].seconds
+
+
+def test_a_training_costs_its_forward_and_backward_passes() -> None:
+    config = parse_config({"robust_training": {"training": {"iterations": 10, "batch_size": 4}}})
+    assert seconds("robust_training", config) == pytest.approx(10 * 4 * 3 * 0.01)
+
+
+def test_accumulation_counts_and_precision_halves_activations_only() -> None:
+    training = {"iterations": 10, "batch_size": 4, "accumulation": 3}
+    config = parse_config({"robust_training": {"training": training}})
+    half = parse_config({"robust_training": {"training": training | {"precision": "bf16"}}})
+    assert seconds("robust_training", config) == pytest.approx(3 * 10 * 4 * 3 * 0.01)
+    memory = [
+        next(e.memory_bytes for e in stage_estimates(c, COSTS) if e.stage == "robust_training") or 0.0
+        for c in (config, half)
+    ]
+    assert memory[0] - memory[1] == pytest.approx(0.5 * 4 * 1e6)
+
+
+def test_evaluation_counts_both_branches_of_every_step() -> None:
+    config = parse_config(
+        {
+            "evaluation": {
+                "variants": ["base_50"],
+                "pictures": 5,
+                "guidance_scales": [2.0, 3.0],
+                "base_steps": 50,
+            }
+        }
+    )
+    assert seconds("evaluation", config) == pytest.approx(5 * 2 * (50 * 2 * 0.01 + 0.02))
+
+
+def test_cost_needs_a_price() -> None:
+    found = stage_estimates(SnapFusionConfig(), COSTS)
+    total = sum(e.seconds for e in found) / 3600
+    assert "cost" not in format_estimates(found, price_per_hour=0.0, measured_on="x")
+    assert f"cost {total * 9:.2f}" in format_estimates(found, price_per_hour=9.0, measured_on="x")
+
+
+def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:
+    base = load_base(write_micro_base(tmp_path / "base", seed=0))
+    costs = measure_unit_costs(base, torch.device("cpu"))
+    assert set(costs) == set(COSTS)
+    assert costs["unet_parameters"] == sum(p.numel() for p in base.unet.parameters())
+    assert min(costs.values()) > 0
+    assert not any(p.requires_grad for p in base.unet.parameters())
+    # The input of the last convolution alone is kept: first width x 16 x 16 floats.
+    assert costs["unet_activation_bytes"] > base.unet.config.block_out_channels[0] * 16 * 16 * 4

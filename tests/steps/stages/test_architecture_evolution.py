@@ -1,0 +1,167 @@
+"""The stage `architecture_evolution`: it meets its budget, or says why not, and survives interruptions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig, TrainingConfig
+from steps.files.errors import BudgetError, Interrupted
+from steps.latency.table import predict
+from steps.models.stored import load_model, save_model
+from steps.stages import architecture_evolution, latency_profile
+from steps.unet.evolved import EvolvedUNet
+from tests.steps.evolution.factories import BrightnessScorer, TinyData
+from tests.steps.latency.factories import context, tiny_base
+from tests.steps.unet.factories import TINY_CONFIG, tiny_unet
+
+CONFIG = ArchitectureEvolutionConfig(
+    training=TrainingConfig(iterations=3, batch_size=2, log_interval=1, learning_rate=1e-3),
+    latency_budget=0.75,
+    rounds=2,
+    actions_per_round=3,
+    probe_captions=2,
+    probe_steps=1,
+    probe_guidance_scale=1.0,
+)
+
+
+def _run(folder: Path, scorer: Any = None, config: ArchitectureEvolutionConfig = CONFIG) -> EvolutionRecord:
+    stage = context(folder, "architecture_evolution")
+    base = tiny_base()
+    table = latency_profile.count(base, LatencyProfileConfig(backend="macs"))
+    robust = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
+    return architecture_evolution.evolve(
+        base, robust, table, TinyData(), scorer or BrightnessScorer(), config, stage
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvolutionRecord]:
+    folder = tmp_path_factory.mktemp("evolution")
+    torch.set_num_threads(1)
+    return folder, _run(folder)
+
+
+def test_budget_is_met_and_the_weights_are_those_of_the_architecture(
+    finished: tuple[Path, EvolutionRecord],
+) -> None:
+    folder, record = finished
+    assert record.predicted_ratio <= 0.75
+    table = latency_profile.count(tiny_base(), LatencyProfileConfig(backend="macs"))
+    assert predict(table, record.architecture) == pytest.approx(record.predicted_latency)
+    unet = load_model(context(folder).store, record.weights)
+    assert isinstance(unet, EvolvedUNet)
+    assert unet.spec.stages == record.architecture.stages
+    assert sum(p.numel() for p in unet.parameters()) == record.parameters < record.base_parameters
+
+
+def test_rounds_are_on_record(finished: tuple[Path, EvolutionRecord]) -> None:
+    _, record = finished
+    assert 1 <= len(record.rounds) <= 2
+    assert all(len(item.actions) <= 3 for item in record.rounds)
+    assert len(record.rounds[0].scores) == 16 + 2 + 4 + 10
+    assert {score.n for item in record.rounds for score in item.scores} == {2}
+    assert sum(item.trained_iterations for item in record.rounds) == 3
+    assert record.rounds[0].predicted_before == pytest.approx(record.base_latency)
+    assert record.rounds[-1].predicted_after == pytest.approx(record.predicted_latency)
+    assert EvolutionRecord.from_json(record.to_json()) == record
+
+
+def test_running_again_reuses_every_round(finished: tuple[Path, EvolutionRecord]) -> None:
+    folder, record = finished
+    scorer = BrightnessScorer()
+    assert _run(folder, scorer).identity() == record.identity()
+    assert scorer.pictures == 0
+
+
+class _StoppingScorer(BrightnessScorer):
+    """Is interrupted after so many pictures."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def scores(self, images: torch.Tensor, captions: Any) -> torch.Tensor:
+        if self.pictures >= self.last:
+            raise Interrupted("stopped by the test")
+        return super().scores(images, captions)
+
+
+def test_an_interrupted_evolution_ends_as_an_uninterrupted_one(
+    finished: tuple[Path, EvolutionRecord], tmp_path: Path
+) -> None:
+    _, record = finished
+    total = 0
+    for last in (20, 60):  # within the first round's probes, and within the second's
+        scorer = _StoppingScorer(last)
+        with pytest.raises(Interrupted):
+            _run(tmp_path, scorer)
+        total += scorer.pictures
+    rest = BrightnessScorer()
+    again = _run(tmp_path, rest)
+    assert again.identity() == record.identity()
+    probes = sum(len(item.scores) + 1 for item in record.rounds)
+    assert total + rest.pictures == 2 * probes
+
+
+def test_damaged_weights_of_a_round_are_not_used(
+    finished: tuple[Path, EvolutionRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, record = finished
+    with pytest.raises(Interrupted):
+        _run(tmp_path, _StoppingScorer(80))
+    (path,) = tmp_path.glob("**/round_0/unet/*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 0x40
+    path.write_bytes(data)
+    assert _run(tmp_path).identity() == record.identity()
+    assert "does not have the hash it was kept with" in caplog.text
+
+
+class _OtherScorer(BrightnessScorer):
+    """Scores that lead to other actions."""
+
+    def scores(self, images: torch.Tensor, captions: Any) -> torch.Tensor:
+        return -super().scores(images, captions) * torch.linspace(1, 3, len(captions))
+
+
+def test_checkpoints_of_another_architecture_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probes are lost, and those made in their place score otherwise, as on another kind of machine."""
+    training = CONFIG.training.model_copy(update={"checkpoint_interval_s": 1e-6})
+    config = CONFIG.model_copy(update={"training": training, "rounds": 1, "actions_per_round": 6})
+
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped by the test")
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(architecture_evolution, "save_round", stop)
+        _run(tmp_path / "cut", None, config)
+    assert list(tmp_path.glob("cut/**/round_0/checkpoints/**/state.json"))
+    for path in tmp_path.glob("cut/**/probes.json"):
+        path.unlink()
+    expected = _run(tmp_path / "straight", _OtherScorer(), config)
+    assert _run(tmp_path / "cut", _OtherScorer(), config).identity() == expected.identity()
+
+
+def test_unreachable_budget_fails_before_any_work(tmp_path: Path) -> None:
+    scorer = BrightnessScorer()
+    config = CONFIG.model_copy(update={"latency_budget": 0.05})
+    with pytest.raises(BudgetError, match="best reachable"):
+        _run(tmp_path, scorer, config)
+    assert scorer.pictures == 0
+
+
+def test_removed_blocks_are_gone_from_the_saved_config(finished: tuple[Path, EvolutionRecord]) -> None:
+    folder, record = finished
+    unet = load_model(context(folder).store, record.weights)
+    names = set(unet.state_dict())
+    for block in record.architecture.removed:
+        with pytest.raises(KeyError):
+            unet.block(block)
+    assert names < set(EvolvedUNet.from_unet(tiny_unet()).state_dict())
+    assert unet.geometry()["block_out_channels"] == TINY_CONFIG["block_out_channels"]

@@ -1,0 +1,109 @@
+"""decoder_distillation: the pool of synthetic latents and the training on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from artifacts_schema.config import DecoderDistillationConfig, TrainingConfig
+from steps.inputs import latent_pool
+from steps.inputs.latent_pool import PoolSettings, build_pool
+from steps.models.stored import load_model
+from steps.stages import decoder_distillation
+from steps.unet.small_decoder import SmallDecoder
+from tests.steps.diffusion.tiny import LATENT_SHAPE, stage_context, tiny_base, tiny_data
+
+SETTINGS = PoolSettings(size=6, ddim_steps=2, guidance_scale=3.0)
+
+
+@pytest.fixture
+def chunks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_pool, "CHUNK", 4)
+
+
+def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many latents each call of the generator made."""
+    generated: list[int] = []
+    original = latent_pool._generate
+
+    def counting(*arguments: object) -> torch.Tensor:
+        result = original(*arguments)  # type: ignore[arg-type]
+        generated.append(len(result))
+        return result
+
+    monkeypatch.setattr(latent_pool, "_generate", counting)
+    return generated
+
+
+@pytest.mark.usefixtures("chunks_of_four")
+def test_pool_holds_the_full_decoders_pictures_of_the_bases_latents(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    pool = build_pool(base, tiny_data(), SETTINGS, stage_context(tmp_path, "decoder_distillation"))
+    latents, pictures = pool.rows(torch.tensor([5, 0, 3]))
+    assert len(pool) == 6
+    assert latents.shape == (3, *LATENT_SHAPE)
+    assert pictures.shape == (3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(pictures, base.vae.decode(latents).sample, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.usefixtures("chunks_of_four")
+def test_finished_chunks_are_not_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, data = tiny_base(tmp_path / "base"), tiny_data()
+    generated = count_generated(monkeypatch)
+    first = build_pool(base, data, SETTINGS, stage_context(tmp_path, "a"))
+    assert generated == [4, 2]
+    # Another training of the decoder, and a larger pool: only what is new is made.
+    build_pool(base, data, SETTINGS, stage_context(tmp_path, "b"))
+    assert generated == [4, 2]
+    larger = build_pool(base, data, PoolSettings(8, 2, 3.0), stage_context(tmp_path, "b"))
+    assert generated == [4, 2, 4]
+    everything = torch.arange(6)
+    torch.testing.assert_close(first.rows(everything)[0], larger.rows(everything)[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("chunks_of_four")
+@pytest.mark.parametrize("changed", ["seed", "steps", "guidance"])
+def test_another_setting_makes_another_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    base, data = tiny_base(tmp_path / "base"), tiny_data()
+    build_pool(base, data, SETTINGS, stage_context(tmp_path, "a"))
+    generated = count_generated(monkeypatch)
+    settings = PoolSettings(6, 3 if changed == "steps" else 2, 4.0 if changed == "guidance" else 3.0)
+    build_pool(base, data, settings, stage_context(tmp_path, "a", seed=2 if changed == "seed" else 1))
+    assert generated == [4, 2]
+
+
+def test_trains_a_smaller_decoder_towards_the_full_one(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    training = TrainingConfig(
+        iterations=40, batch_size=4, learning_rate=5e-3, warmup_iterations=2, log_interval=20
+    )
+    config = DecoderDistillationConfig(pool_size=24, ddim_steps=2, training=training)
+    context = stage_context(tmp_path, "decoder_distillation")
+    record = decoder_distillation.distil_decoder(base, tiny_data(), config, context)
+    metrics = record.metrics
+    assert metrics["parameter_ratio"] == pytest.approx(4.0, rel=0.15)
+    assert metrics["mac_ratio"] == pytest.approx(4.0, rel=0.15)
+    assert metrics["psnr_db"] > metrics["psnr_start_db"] + 1.0
+    assert metrics["held_out"] == 3.0
+    assert "psnr_real_db" in metrics
+    assert "validation_psnr_db" in record.curve[0]
+    small = load_model(context.store, record.weights)
+    assert isinstance(small, SmallDecoder)
+    assert sum(p.numel() for p in small.decoder.parameters()) < metrics["parameters_full"] / 3
+
+
+def test_psnr_is_that_of_pictures_with_a_range_of_two() -> None:
+    class Half(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.tensor(0.2))
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return self.value.expand(len(z), 3, 4, 4)
+
+    pictures = torch.zeros(3, 3, 4, 4)
+    # 10 log10(2^2 / 0.2^2) = 20 dB
+    assert decoder_distillation.psnr_db(Half(), torch.zeros(3, 4, 1, 1), pictures) == pytest.approx(20.0)

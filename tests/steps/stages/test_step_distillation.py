@@ -1,0 +1,93 @@
+"""teacher_16, student_16, student_8: one implementation, any number of steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts_schema.config import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.references import WeightsRef
+from artifacts_schema.training import TrainingRecord
+from steps.models.stored import load_model, save_model
+from steps.stages.step_distillation import distil_weights
+from steps.unet.evolved import EvolvedUNet
+from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data, tiny_unet
+
+SHARED = StepDistillationConfig(cfg_probability=0.5, validation_captions=4)
+QUICK = DistillationStageConfig(training=TrainingConfig(iterations=4, batch_size=4, log_interval=2))
+
+
+def distil(
+    folder: Path, *, stage: str = "teacher_16", steps: int = 16, cfg_aware: bool = True, **changes: Any
+) -> tuple[TrainingRecord, WeightsRef, Any]:
+    base = tiny_base(folder / "base")
+    context = stage_context(folder, stage)
+    teacher = save_model(context.store, base.unet, schema="diffusers.UNet2DConditionModel")
+    record = distil_weights(
+        base,
+        changes.get("teacher", teacher),
+        changes.get("student", teacher),
+        tiny_data(),
+        changes.get("shared", SHARED),
+        changes.get("config", QUICK),
+        context,
+        student_steps=steps,
+        cfg_aware=cfg_aware,
+    )
+    return record, teacher, context
+
+
+@pytest.mark.parametrize("steps", [16, 8, 4, 2, 1])
+def test_any_halving_works(tmp_path: Path, steps: int) -> None:
+    record, teacher, context = distil(tmp_path, steps=steps)
+    assert record.stage == "teacher_16"
+    assert record.grid_steps == steps
+    assert record.parents == (teacher.identity(), teacher.identity())
+    assert record.weights.parents == record.parents
+    assert record.prediction_type == "v_prediction"
+    assert {"loss", "distillation", "original", "cfg"} <= set(record.curve[0])
+    assert set(record.metrics) == {"teacher_mse_start", "teacher_mse"}
+    load_model(context.store, record.weights)
+
+
+def test_the_vanilla_loss_is_never_guided(tmp_path: Path) -> None:
+    config = DistillationStageConfig(training=TrainingConfig(iterations=8, batch_size=1, log_interval=8))
+    vanilla, *_ = distil(tmp_path / "vanilla", cfg_aware=False, config=config)
+    aware, *_ = distil(tmp_path / "aware", cfg_aware=True, config=config)
+    assert vanilla.curve[0]["cfg"] == 0.0
+    assert 0.0 < aware.curve[0]["cfg"] < 1.0
+
+
+def test_a_student_of_another_architecture_keeps_it(tmp_path: Path) -> None:
+    context = stage_context(tmp_path, "student_8")
+    unet = tiny_unet()
+    student = save_model(context.store, EvolvedUNet.from_unet(unet), schema="snapfusion.EvolvedUNet")
+    record, *_ = distil(tmp_path, stage="student_8", steps=8, student=student)
+    assert record.weights.schema_id == "snapfusion.EvolvedUNet"
+    assert record.parents[1] == student.identity()
+    assert isinstance(load_model(context.store, record.weights), EvolvedUNet)
+
+
+def test_the_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
+    shared = StepDistillationConfig(validation_captions=16, validation_guidance_scale=1.0, gamma=0.0)
+    training = TrainingConfig(
+        iterations=40, batch_size=8, learning_rate=2e-3, warmup_iterations=2, log_interval=20
+    )
+    config = DistillationStageConfig(training=training)
+    record, *_ = distil(tmp_path, steps=1, cfg_aware=False, shared=shared, config=config)
+    assert record.metrics["teacher_mse"] < 0.9 * record.metrics["teacher_mse_start"]
+    assert record.curve[-1]["distillation"] < record.curve[0]["distillation"]
+
+
+def test_without_validation_captions_nothing_is_measured(tmp_path: Path) -> None:
+    record, *_ = distil(tmp_path, shared=SHARED.model_copy(update={"validation_captions": 0}))
+    assert record.metrics == {}
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    first, *_ = distil(tmp_path / "a")
+    torch.manual_seed(99)
+    second, *_ = distil(tmp_path / "b")
+    assert first.weights.sha256 == second.weights.sha256
+    assert first.identity() == second.identity()
