@@ -114,6 +114,14 @@ class DataConfig(Frozen):
     max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
     max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
 
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.source != "openmoji" and self.variants != 1:
+            raise ValueError(
+                f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"
+            )
+        return self
+
 
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""

@@ -21,7 +21,7 @@ class RunPlan(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "store_root", "output", "estimates"})
 
     base: FolderRef

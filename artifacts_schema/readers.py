@@ -72,6 +72,17 @@ def _run_plan_2(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
+def _prepared_data_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had a split of captions without pictures, which nothing read, and one picture a caption."""
+    splits = {name: split for name, split in payload["splits"].items() if name != "composition"}
+    return {**payload, "splits": splits}
+
+
+def _run_plan_3(payload: dict[str, Any]) -> dict[str, Any]:
+    """Until version 2 the data that it holds were of their version 1."""
+    return {**payload, "data": _prepared_data_2(payload["data"])}
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
@@ -81,6 +92,8 @@ _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.bundle", 3): _bundle_4,
     ("snapfusion.report", 1): _report_2,
     ("snapfusion.run_plan", 1): _run_plan_2,
+    ("snapfusion.run_plan", 2): _run_plan_3,
+    ("snapfusion.prepared_data", 1): _prepared_data_2,
 }
 
 
