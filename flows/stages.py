@@ -7,6 +7,7 @@ that only when the cache misses.
 import json
 import shlex
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,12 @@ class Records(Mapping[str, Any]):
         return sum(1 for _ in self)
 
 
-def run(flow: Any, stage: str, label: str = "") -> Any:
-    """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`."""
-    record = run_stage(STAGES[stage], read_config(flow), Records(flow), label)
+def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None = None) -> Any:
+    """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`.
+
+    `more` are records that this task has made itself.
+    """
+    record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
