@@ -34,7 +34,7 @@ class RealPicturesRecord(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.real_pictures"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
 
     point: GuidancePoint
     features: ObjectRef  # safetensors: "features" (pictures of the split, d)
@@ -49,7 +49,7 @@ class EvaluationRecord(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.evaluation"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "seconds_per_picture"})
 
     variant: str
@@ -59,7 +59,7 @@ class EvaluationRecord(Record):
     points: tuple[GuidancePoint, ...]
     real: GuidancePoint
     pictures: int
-    captions: tuple[str, ...]  # of the pictures; in version 1 of those in the grid
+    captions: tuple[str, ...]
     protocol: dict[str, Any]
     seconds_per_picture: Measurement | None = None
 

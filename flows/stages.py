@@ -46,6 +46,7 @@ from flows.runtime import (
     store_of,
     unpack,
 )
+from steps.cache.leases import in_use
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
 from steps.store import get_bytes, local_folder
@@ -501,15 +502,16 @@ def bundle(
         drawn.append(_bundle_drawing(config, records, reports, compression, folder))
         return drawn[0].scores
 
-    manifest = _assemble(
-        config,
-        records,
-        reports,
-        StageInputs(records.plan, context),
-        bundle_folder(config, records.plan, reports),
-        schemes=compression.chosen,
-        draw=draw,
-    )
+    with in_use(context.store, f"bundle of run {output_folder(config).name}"):
+        manifest = _assemble(
+            config,
+            records,
+            reports,
+            StageInputs(records.plan, context),
+            bundle_folder(config, records.plan, reports),
+            schemes=compression.chosen,
+            draw=draw,
+        )
     return manifest, drawn[0] if drawn else None
 
 
@@ -624,33 +626,34 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
     everything |= {"coreml_compression": compression}
     drawing = unpack(flow.bundle_drawing) if flow.bundle_drawing else None
     everything |= {"bundle_drawing": drawing} if drawing else {}
-    page_records = RunRecords(
-        name=config.run.name,
-        smoke=config.run.smoke,
-        latency_table=records.latency_table,
-        trainings=trainings,
-        evolution=records.evolution,
-        evaluations=evaluations,
-        comparisons=compare_all(store, evaluations),
-        components=components,
-        manifest=unpack(flow.manifest),
-        drawing=drawing,
-        compression=compression,
-        previous=previous_reports(config, store),
-    )
-    result, page = run(
-        config,
-        page_records,
-        everything,
-        store,
-        bundle=bundle_folder(config, records.plan, components),
-        output=output_folder(config),
-        uses=run_uses(store),
-        code=code,
-        provenance=provenance(
-            started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
-        ),
-    )
+    with in_use(store, f"report of run {output_folder(config).name}"):
+        page_records = RunRecords(
+            name=config.run.name,
+            smoke=config.run.smoke,
+            latency_table=records.latency_table,
+            trainings=trainings,
+            evolution=records.evolution,
+            evaluations=evaluations,
+            comparisons=compare_all(store, evaluations),
+            components=components,
+            manifest=unpack(flow.manifest),
+            drawing=drawing,
+            compression=compression,
+            previous=previous_reports(config, store),
+        )
+        result, page = run(
+            config,
+            page_records,
+            everything,
+            store,
+            bundle=bundle_folder(config, records.plan, components),
+            output=output_folder(config),
+            uses=run_uses(store),
+            code=code,
+            provenance=provenance(
+                started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
+            ),
+        )
     render(card, page)
     return result
 
