@@ -51,7 +51,7 @@ class RealPicturesRecord(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.real_pictures"
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 1
 
     splits: dict[str, RealSplit]
 
@@ -80,7 +80,7 @@ class EvaluationRecord(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.evaluation"
-    schema_version: ClassVar[int] = 3
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "seconds_per_picture"})
 
     variant: str

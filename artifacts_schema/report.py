@@ -54,7 +54,7 @@ class RunReport(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.report"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "code", "stages", "folder"})
 
     name: str

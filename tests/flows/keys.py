@@ -25,9 +25,9 @@ EXAMPLES = {
     "start": "run_plan_v1",
     "latency_profile": "latency_v1",
     "architecture_evolution": "evolution_v1",
-    "real_pictures": "real_pictures_v2",
-    "evaluation": "evaluation_v2",
-    "coreml_export": "component_v2",
+    "real_pictures": "real_pictures_v1",
+    "evaluation": "evaluation_v1",
+    "coreml_export": "component_v1",
     "coreml_compression": "compression_v1",
     "bundle_drawing": "bundle_drawing_v1",
 }

@@ -13,7 +13,7 @@ from artifacts_schema.readers import read_record
 from steps.stages.report import _grids
 from steps.store import LocalStore
 
-EXAMPLE = Path(__file__).parents[2] / "fixtures/records/evaluation_v2.json"
+EXAMPLE = Path(__file__).parents[2] / "fixtures/records/evaluation_v1.json"
 
 
 def test_grids_show_the_configured_number_of_pictures(tmp_path: Path) -> None:
