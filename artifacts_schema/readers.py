@@ -9,7 +9,7 @@ from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentRepo
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
-from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
+from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
@@ -17,8 +17,8 @@ from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
     ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
-    EvaluationRecord, EvolutionRecord, LatencyKit, LatencyTable, PreparedDataRef, RealPicturesRecord, RunPlan, RunReport,
-    TrainingRecord,
+    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, PreparedDataRef, RealPicturesRecord, RunPlan,
+    RunReport, TrainingRecord,
 )  # fmt: skip
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 

@@ -36,7 +36,7 @@ def finished(tmp_path: Path) -> tuple[LocalStore, RunReport]:
     decoder = training.model_copy(update={"metrics": sizes, "provenance": MADE})
     manifest, evolution, table = stored("bundle_v1"), stored("evolution_v1"), stored("latency_v1")
     trainings = {"decoder_distillation": decoder}
-    records = RunRecords("smoke", True, table, trainings, evolution, [], [], [], manifest)
+    records = RunRecords("smoke", True, table, trainings, evolution, [], [], [], [], manifest)
     everything: dict[str, Record] = {
         "start": stored("run_plan_v1"), "decoder_distillation": decoder, "latency_profile": table,
     }  # fmt: skip
