@@ -222,7 +222,10 @@ class DecoderDistillationConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """`evaluation` and `real_pictures`. The evaluators count by what is in their folders, the steps by variant."""
+    """`guidance_selection`, `evaluation` and `real_pictures`.
+
+    The evaluators count by what is in their folders, the steps by variant.
+    """
 
     volatile: ClassVar[frozenset[str]] = frozenset(
         {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
@@ -241,8 +244,11 @@ class EvaluationConfig(Frozen):
         "student_8",
         "student_8_small_decoder",
     )
-    guidance_scales: tuple[Positive, ...] = (3.0,)
-    pictures: Count = 64  # per variant and guidance scale
+    guidance_scales: tuple[Positive, ...] = Field(
+        (3.0,), min_length=1
+    )  # one is chosen per variant, on validation
+    validation_pictures: Count = 64  # per variant and guidance scale, where there is a choice
+    pictures: Count = 64  # per variant
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
     grid_pictures: Count = 16

@@ -18,6 +18,7 @@ prepare_paths()
 import argparse
 
 from flows.commands.store_options import store_config, store_parser
+from steps.cache.leases import in_use
 from steps.files.errors import SnapFusionError
 from steps.report.drawing import MODELS, DrawRequest, draw
 from steps.report.stored import find_report
@@ -47,7 +48,6 @@ def main() -> int:
     arguments = build_parser().parse_args()
     try:
         store = open_store(store_config(arguments), WORK_ROOT)
-        report = find_report(store, arguments.run)
         request = DrawRequest(
             prompt=arguments.prompt,
             model=arguments.model,
@@ -58,7 +58,8 @@ def main() -> int:
         )
         target = (_CALLED_FROM / arguments.output).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(draw(store, report, request))
+        with in_use(store, "draw"):
+            target.write_bytes(draw(store, find_report(store, arguments.run), request))
     except SnapFusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -32,7 +32,7 @@ def main() -> int:
         print(f"bundle {folder}", *made_of(manifest, text), sep="\n")
         check_files(folder, manifest)
         store = open_store(store_config(arguments), WORK_ROOT)
-        for run_id, report in runs_of(store, manifest, text).items():
+        for run_id, report in runs_of(store, text).items():
             print("", *describe(store, run_id, report), sep="\n")
     except SnapFusionError as error:
         print(f"error: {error}", file=sys.stderr)

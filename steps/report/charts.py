@@ -8,7 +8,7 @@ import pandas as pd
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.compression import CompressionRecord
-from artifacts_schema.evaluation import EvaluationRecord
+from artifacts_schema.evaluation import GuidancePoint
 from artifacts_schema.latency import LatencyTable
 
 WIDTH = 760
@@ -111,15 +111,15 @@ def unit_scores(record: EvolutionRecord) -> dict[str, Any]:
     return _spec((bars + points).properties(width=WIDTH - 340, height=18 * max(1, len(scores))))
 
 
-def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
-    """Kernel distance against CLIP score, one point per variant and guidance scale, with 95 % intervals."""
+def distance_over_clip(curves: Sequence[tuple[str, Sequence[GuidancePoint]]]) -> dict[str, Any]:
+    """Kernel distance against CLIP score, with 95 % intervals; `curves` are titles and points."""
     rows = []
-    for record in records:
-        for point in record.points:
+    for title, points in curves:
+        for point in points:
             distance, clip = point.kernel_distance, point.clip_score
             rows.append(
                 {
-                    "variant": record.title,
+                    "variant": title,
                     "guidance": point.guidance_scale,
                     "clip": clip.value,
                     "clip_low": clip.low,
@@ -139,13 +139,13 @@ def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
         alt.Y("distance:Q", title="kernel distance (lower is better)"),
     )
     scale = alt.Scale(zero=False)
-    points = base.mark_point(filled=True, size=70).encode(
+    marks = base.mark_point(filled=True, size=70).encode(
         x=x.scale(scale), y=y.scale(scale), tooltip=["variant", "guidance", "clip", "distance"]
     )
     across = base.mark_rule().encode(x="clip_low:Q", x2="clip_high:Q", y="distance:Q")
     along = base.mark_rule().encode(y="distance_low:Q", y2="distance_high:Q", x="clip:Q")
     lines = base.mark_line(opacity=0.5).encode(x="clip:Q", y="distance:Q", order="guidance:Q")
-    return _spec((lines + across + along + points).properties(width=WIDTH - 100, height=_HEIGHT + 80))
+    return _spec((lines + across + along + marks).properties(width=WIDTH - 100, height=_HEIGHT + 80))
 
 
 def size_and_pictures(record: CompressionRecord) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Record
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
 from artifacts_schema.compression import CompressionRecord
-from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
+from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import ObjectRef
 from artifacts_schema.report import RunReport
@@ -48,6 +48,7 @@ class RunRecords:
     trainings: Mapping[str, TrainingRecord]
     evolution: EvolutionRecord
     evaluations: Sequence[EvaluationRecord]
+    guidance: Sequence[GuidanceRecord]
     comparisons: Sequence[VariantComparison]
     components: Sequence[ComponentReport]
     manifest: BundleManifest
@@ -106,12 +107,13 @@ def _pictures(records: RunRecords, store: Store) -> list[Block]:
     if not records.evaluations:
         return []
     first = records.evaluations[0]
-    scale = first.points[0].guidance_scale
-    rows = [("real pictures", _row(store, first.real.images))]
-    rows += [(r.title, _row(store, r.points[0].images)) for r in records.evaluations]
+    rows = [
+        (f"{r.title}, guidance {r.point.guidance_scale:g}", _row(store, r.point.images))
+        for r in records.evaluations
+    ]
     captions = " · ".join(first.captions[:_COLUMNS])
     return [
-        Text(f"## Pictures\n\nSame captions and same noise in every row, guidance scale {scale:g}."),
+        Text("## Pictures\n\nSame captions and same noise in every row."),
         PictureRows(tuple(rows), f"From left to right: {captions}"),
     ]
 
@@ -127,31 +129,22 @@ def _row(store: Store, ref: ObjectRef) -> bytes:
 def _quality(records: RunRecords) -> list[Block]:
     if not records.evaluations:
         return []
-    rows = []
-    for record in records.evaluations:
-        for point in record.points:
-            rows.append(
-                (
-                    record.title,
-                    f"{point.guidance_scale:g}",
-                    _interval(point.kernel_distance),
-                    f"{point.frechet_distance:.3f}",
-                    _interval(point.clip_score),
-                    _interval(point.retrieval_top1, percent=True),
-                )
-            )
-    real = records.evaluations[0].real
-    rows.append(
-        (
-            "real pictures (against train)",
-            "-",
-            _interval(real.kernel_distance),
-            f"{real.frechet_distance:.3f}",
-            _interval(real.clip_score),
-            _interval(real.retrieval_top1, percent=True),
-        )
-    )
     first = records.evaluations[0]
+    real = first.real.point
+    rows = [
+        (
+            title,
+            scale,
+            _interval(point.kernel_distance),
+            f"{point.frechet_distance:.3f}",
+            _interval(point.clip_score),
+            _interval(point.retrieval_top1, percent=True),
+        )
+        for title, scale, point in (
+            *((r.title, f"{r.point.guidance_scale:g}", r.point) for r in records.evaluations),
+            ("other real pictures", "-", real),
+        )
+    ]
     features = first.protocol["features"]
     headers = (
         "variant",
@@ -164,26 +157,40 @@ def _quality(records: RunRecords) -> list[Block]:
     compared = tuple(
         (
             f"{_title(records, c.other)} against {_title(records, c.reference)}",
-            f"{c.guidance_scale:g}",
+            f"{c.reference_scale:g} and {c.other_scale:g}",
             f"{_interval(c.distance_difference, signed=True)}: {c.distance_verdict}",
+            _interval(c.distance_ratio) if c.distance_ratio else "-",
             f"{_interval(c.clip_difference, signed=True)}: {c.clip_verdict}",
         )
         for c in records.comparisons
     )
     return [
         Text(
-            f"## Quality\n\n{first.pictures} pictures per variant and guidance scale from the "
-            f"{first.protocol['split']} split; distances over {features} features. Brackets are 95 % intervals. "
+            f"## Quality\n\n{first.pictures} pictures per variant for captions of the {first.protocol['split']} split, each "
+            f"variant at the guidance scale that was chosen for it on the validation split; distances over {features} "
+            "features. Brackets are 95 % intervals over groups of pictures that differ in skin tone or seed alone. "
             f"Where the interval of a paired difference includes zero the verdict is “{UNDECIDED}”. "
             "The Fréchet distance is biased at this n; compare it with the last row."
         ),
         Table(headers, tuple(rows)),
-        Table(("paired difference", "guidance", "kernel distance", "CLIP score"), compared),
+        Table(
+            ("paired", "guidance", "kernel distance, difference", "ratio", "CLIP score, difference"), compared
+        ),
         Chart(
-            charts.distance_over_clip(records.evaluations),
+            charts.distance_over_clip([(r.title, [r.point]) for r in records.evaluations]),
             "Kernel distance over CLIP score with 95 % intervals.",
         ),
+        *_guidance(records),
     ]
+
+
+def _guidance(records: RunRecords) -> list[Block]:
+    """The curves that the scales were chosen on; none where there was no choice."""
+    curves = [(_title(records, r.variant), r.points) for r in records.guidance if r.points]
+    if not curves:
+        return []
+    caption = "Kernel distance over CLIP score on the validation split, one point per guidance scale."
+    return [Text("### Guidance"), Chart(charts.distance_over_clip(curves), caption)]
 
 
 def _latency(records: RunRecords) -> list[Block]:

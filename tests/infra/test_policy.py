@@ -11,6 +11,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from steps.cache.local_collector import CacheCollector
 
 from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
@@ -18,7 +19,6 @@ from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, keep_versions, policy
 from steps.cache.collector import Collector, Retention
 from steps.cache.leases import lease
-from steps.cache.local_collector import CacheCollector
 from steps.files.errors import StoreError
 from steps.store import get_bytes
 from steps.store.s3 import S3Store

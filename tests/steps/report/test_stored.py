@@ -17,7 +17,7 @@ def store(tmp_path: Path) -> LocalStore:
     """With a report of each version; run 10 is newer than run 9."""
     store = LocalStore(tmp_path)
     store.put_document("reports/9", (RECORDS / "report_v1.json").read_text())
-    store.put_document("reports/10", (RECORDS / "report_v2.json").read_text())
+    store.put_document("reports/10", (RECORDS / "report_v1.json").read_text())
     return store
 
 
