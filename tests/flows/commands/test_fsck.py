@@ -123,8 +123,9 @@ def test_a_document_that_is_not_what_its_name_says_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], document: str, text: str | None, why: str
 ) -> None:
     store = LocalStore(tmp_path, durable=False)
-    use(store, "1", "a")
-    store.put_document(document, text or store.get_document(key("a").document) or "")
+    record = use(store, "1", "a")
+    entry = store.get_document(key("a").document) if document.startswith("stages/") else record.to_json()
+    store.put_document(document, text or entry or "")
     assert main(["--store", str(tmp_path)]) == 1
     assert re.search(f"damaged document {document}: .*{why}", capsys.readouterr().out)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +16,9 @@ from artifacts_schema.training import TrainingRecord
 from steps.cache.keys import StageKey, cached_stage
 from steps.files.errors import StoreError
 from steps.store import LocalStore, Store
-from tests.conftest import MakeS3
+
+if TYPE_CHECKING:  # it imports torch, which the processes below can do without
+    from tests.conftest import MakeS3
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -180,7 +183,7 @@ def test_two_runs_work_on_one_key_once(store: Store, monkeypatch: pytest.MonkeyP
     assert stage.runs == 1
 
 
-def test_processes_that_start_at_once_work_once_on_s3(make_s3: MakeS3, tmp_path: Path) -> None:
+def test_processes_that_start_at_once_work_once_on_s3(make_s3: "MakeS3", tmp_path: Path) -> None:
     """Two runs on one store, as processes: one works, both have its record."""
     store = make_s3()
     config = StoreConfig(root=store.root)
@@ -203,6 +206,6 @@ def test_processes_that_start_at_once_work_once_on_s3(make_s3: MakeS3, tmp_path:
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert sorted(runs for runs, _ in said) == ["0", "1"]
     assert len({identity for _, identity in said}) == 1
