@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from steps.cache.keys import object_refs
-from steps.cache.leases import alone
+from steps.cache.leases import COLLECTION, alone
 from steps.cache.notes import Uses, read_documents, uses_of
 from steps.store.base import Store, parse_document
 
@@ -61,7 +61,9 @@ def find_garbage(store: Store, retention: Retention) -> Garbage:
             garbage.documents.append(entry.name)
         else:
             live |= {sha256 for sha256, _ in object_refs(parse_document(entry.name, text, object))}
-    garbage.documents += [e.name for e in store.documents("leases/") if e.age_s >= retention.min_age_s]
+    garbage.documents += [
+        e.name for e in store.documents("leases/") if e.name != COLLECTION and e.age_s >= retention.min_age_s
+    ]
     garbage.objects = {
         e.name: e.bytes for e in store.objects() if e.name not in live and e.age_s >= retention.min_age_s
     }

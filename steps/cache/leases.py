@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 LEASE_S = 120.0  # a holder renews at a quarter of this; one that stays silent for so long is taken for dead
 _WAIT_S = 1.0
 _USE = "leases/use/"
-_COLLECTION = "leases/collection"
+COLLECTION = "leases/collection"
 _DAMAGED = "damaged"  # stands for the text of a document that cannot be read
 now, pause = time.monotonic, time.sleep  # a test puts a clock of its own in their place
 
@@ -58,7 +58,7 @@ def in_use(store: Store, work: str) -> Iterator[None]:
             held = Held(place, f"{_USE}{uuid.uuid4().hex}", work)
             held.take(None)
             stack.enter_context(held.kept(remove=True))
-            _wait_until_free(place, _COLLECTION, f"collects in {place.root}")
+            _wait_until_free(place, COLLECTION, f"collects in {place.root}")
         yield
 
 
@@ -68,11 +68,11 @@ def alone(store: Store) -> Iterator["Held"]:
 
     Call `require` of what it yields before each step that would harm somebody who took this process for dead.
     """
-    held = Held(store, _COLLECTION, "collection")
-    seen = _read(store, _COLLECTION)
-    if _living(store, {_COLLECTION: seen}) or not held.take(seen):
+    held = Held(store, COLLECTION, "collection")
+    seen = _read(store, COLLECTION)
+    if _living(store, {COLLECTION: seen}) or not held.take(seen):
         raise StoreError(
-            f"not now: {holder(_read(store, _COLLECTION))} collects in the store {store.root}; try again later"
+            f"not now: {holder(_read(store, COLLECTION))} collects in the store {store.root}; try again later"
         )
     with held.kept():
         if working := _living(store, {key: _read(store, key) for key in store.list_documents(_USE)}):

@@ -42,29 +42,8 @@ class Mirror(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file there; it is no error when there is none."""
 
-
-class SubMirror:
-    """The part of a mirror whose names start with `prefix`."""
-
-    def __init__(self, mirror: Mirror, prefix: str) -> None:
-        self._mirror, self._prefix = mirror, prefix
-
-    def names(self) -> list[str]:
-        """See Mirror."""
-        names = self._mirror.names()
-        return [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
-
-    def send(self, name: str, path: Path) -> None:
-        """See Mirror."""
-        self._mirror.send(self._prefix + name, path)
-
-    def fetch(self, name: str, path: Path) -> None:
-        """See Mirror."""
-        self._mirror.fetch(self._prefix + name, path)
-
-    def remove(self, name: str) -> None:
-        """See Mirror."""
-        self._mirror.remove(self._prefix + name)
+    def below(self, folder: str) -> "Mirror":
+        """The part of it whose names start with `folder/`; names there leave that out."""
 
 
 class Store(Protocol):

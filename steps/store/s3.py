@@ -267,6 +267,10 @@ class S3Mirror:
         """See Mirror."""
         self._bucket.remove(self._prefix + _safe(name))
 
+    def below(self, folder: str) -> Mirror:
+        """See Mirror."""
+        return S3Mirror(self._bucket, f"{self._prefix}{_safe(folder)}/")
+
 
 def _safe(key: str) -> str:
     """The key, if it stays below the place it is meant for."""

@@ -44,7 +44,8 @@ def test_a_class_reads_no_other_class() -> None:
 
 def _in_seconds(fields: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had milliseconds."""
-    return {**fields, "pause_s": fields.pop("pause_ms") / 1000}
+    milliseconds = fields.pop("pause_ms")
+    return {**fields, "pause_s": milliseconds / 1000}
 
 
 class Rest(Record):

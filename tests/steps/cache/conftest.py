@@ -11,7 +11,7 @@ from steps.store import LocalStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
+    return LocalStore(tmp_path / "store", durable=False)  # which waits for no disk
 
 
 class Clock:
