@@ -6,7 +6,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from steps.diffusion.parameterization import PredictionType, ddim_step, denoised
+from steps.diffusion.ddim import walk
+from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.prediction import UNetInput, predict, predict_guided
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import Progress
@@ -69,21 +70,13 @@ class _Run:
 
     def ddim(self, z: Tensor, embeddings: Tensor, steps: int) -> Tensor:
         """Deterministic DDIM from grid point to grid point, at last to the clean latent."""
-        grid = self.schedule.grid_to_clean(steps).tolist()
-        for t, t_next in zip(grid[:-1], grid[1:], strict=True):
-            now, following = _timesteps(t, z), _timesteps(t_next, z)
-            alpha, sigma = self.schedule.alpha(now), self.schedule.sigma(now)
-            output = self.predict(z, now, embeddings)
-            x, eps = denoised(
-                output=output, z=z, alpha=alpha, sigma=sigma, prediction_type=self.prediction_type
-            )
-            z = ddim_step(
-                x=x,
-                eps=eps,
-                alpha_next=self.schedule.alpha(following),
-                sigma_next=self.schedule.sigma(following),
-            )
-        return z
+        return walk(
+            self.schedule,
+            lambda z, t: self.predict(z, t, embeddings),
+            z=z,
+            points=self.schedule.grid_to_clean(steps),
+            kind=self.prediction_type,
+        )
 
     def dpm(self, z: Tensor, embeddings: Tensor, steps: int) -> Tensor:
         """DPM-Solver++ 2M of diffusers from the same first timestep, ending at zero noise."""
