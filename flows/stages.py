@@ -393,17 +393,18 @@ def coreml_export(config: SnapFusionConfig, records: Records, component: Compone
     plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
 
     def work(context: Any, inputs: Any) -> Record:
+        from steps.export.components import COMPONENTS
         from steps.export.samples import Pictures
-        from steps.stages.coreml_export import NEEDED_WEIGHTS, run
+        from steps.stages.coreml_export import run
 
         return run(
             component,
-            inputs.base_with(NEEDED_WEIGHTS[component]),
-            unet,
-            decoder,
+            inputs.base_with(COMPONENTS[component].needs),
             Pictures.of(inputs.data, config.coreml_export.program_check.captions),
             config.coreml_export,
             context,
+            unet_ref=unet,
+            decoder_ref=decoder,
             prediction_type="v_prediction",
             attribution=plan.data.attribution,
         )

@@ -52,11 +52,11 @@ class Exported:
         return run(
             component,
             self.base,
-            self.unet,
-            self.decoder,
             pictures(3),
             CoremlExportConfig(),
             self.context,
+            unet_ref=self.unet,
+            decoder_ref=self.decoder,
             prediction_type="v_prediction",
             attribution=ATTRIBUTION,
         )
@@ -328,7 +328,9 @@ def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     base, where = export_base(), make_context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(batch_size=1, attention="split_einsum", minimum_deployment_target="iOS18")
-    report = run("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    report = run(
+        "unet", base, pictures(), config, where, unet_ref=ref, decoder_ref=None, prediction_type="epsilon"
+    )
     spec = read_spec(where, report)
     assert described(spec.description.input)["sample"] == ((1, 4, 16, 16), FLOAT32)
     assert list(described(spec.description.output)) == ["noise_pred"]

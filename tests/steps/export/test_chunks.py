@@ -35,7 +35,16 @@ def exported(folder: Path, component: Any, *, chunked: bool) -> tuple[ComponentR
     base, where = export_base(), context(folder, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(chunked_unet=chunked, program_check=CHECK)
-    report = run(component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction")
+    report = run(
+        component,
+        base,
+        pictures(1),
+        config,
+        where,
+        unet_ref=ref,
+        decoder_ref=None,
+        prediction_type="v_prediction",
+    )
     return report, where
 
 

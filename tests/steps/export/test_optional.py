@@ -41,7 +41,9 @@ def tiny_checker() -> StableDiffusionSafetyChecker:
 def export(component: Any, base: BaseModel, folder: Path, config: CoremlExportConfig) -> Any:
     where = context(folder, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
-    report = run(component, base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    report = run(
+        component, base, pictures(), config, where, unet_ref=ref, decoder_ref=None, prediction_type="epsilon"
+    )
     return report, Program.load(component, fetch_folder(where, report.package, "package"))
 
 
