@@ -25,7 +25,7 @@ from steps.inputs.context import StageContext
 from steps.models.base import BaseModel, load_base
 from steps.models.clip import ClipScorer
 from steps.models.stored import save_model
-from steps.stages.coreml_compression import run as compress
+from steps.stages.coreml_compression import compress_bundle
 from steps.store import LocalStore
 
 
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, folder: Path) -> CompressionRecord:
     bundle = shipped.bundle(reports, config, context, folder / "bundle", steps=options.steps)
     inputs: Any = SimpleNamespace(base=base, data=shipped.data, signal_clip=ClipScorer.load(options.clip))
     compression = CoremlCompressionConfig(schemes=tuple(options.schemes))
-    return compress(bundle, inputs, unet, decoder, config, compression, context)
+    return compress_bundle(bundle, inputs, unet, decoder, config, compression, context)
 
 
 def metrics(record: CompressionRecord) -> list[Metric]:

@@ -14,7 +14,7 @@ from steps.export.bundle import assemble_bundle
 from steps.export.samples import Pictures
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 
 MIB = 1 << 20
 
@@ -30,16 +30,16 @@ class Shipped:
 
     def components(self, config: CoremlExportConfig, context: StageContext) -> tuple[ComponentReport, ...]:
         """Text encoder, UNet and decoder, converted and checked."""
+        weights = {"unet": self.unet, "vae_decoder": self.decoder}
         pictures = Pictures.of(self.data, config.program_check.captions)
         return tuple(
-            run(
+            export_component(
                 component,
                 self.base,
                 pictures,
                 config,
                 context,
-                unet_ref=self.unet,
-                decoder_ref=self.decoder,
+                weights=weights.get(component),
                 prediction_type="v_prediction",
             )
             for component in REQUIRED_COMPONENTS

@@ -65,7 +65,7 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     from steps.export.components import COMPONENTS
     from steps.inputs.context import StageContext
     from steps.models.base import load_base
-    from steps.stages.coreml_export import run
+    from steps.stages.coreml_export import export_component
 
     base = load_base(folder / "base", only=COMPONENTS[component].needs)
     context = StageContext(stage="coreml_export", store=_store(folder), work=folder / "work", seed=_SEED)
@@ -77,14 +77,14 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     config = CoremlExportConfig(
         program_check=gates, batch_size=options.batch_size, chunked_unet=options.chunked
     )
-    report = run(
+    weights = {"unet": architecture} | ({"vae_decoder": "small_decoder"} if options.small_decoder else {})
+    report = export_component(
         component,
         base,
         random_pictures(base, seed=_SEED),
         config,
         context,
-        unet_ref=stored(folder, architecture),
-        decoder_ref=stored(folder, "small_decoder") if options.small_decoder else None,
+        weights=stored(folder, weights[component]) if weights.get(component) else None,
         prediction_type="v_prediction",
         model_id=f"random_{architecture}",
     )

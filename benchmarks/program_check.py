@@ -68,7 +68,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Measured:
     drawings: list[BundleDrawing] = []
 
     def draw(bundle: Path) -> DrawingScores:
-        drawings.append(bundle_drawing.run(bundle, inputs, shipped.unet, shipped.decoder, config, context))
+        drawings.append(
+            bundle_drawing.draw_beside_torch(bundle, inputs, shipped.unet, shipped.decoder, config, context)
+        )
         return drawings[0].scores
 
     reports = shipped.components(config, context)

@@ -45,14 +45,13 @@ from steps.store.base import Store
 
 @dataclass(frozen=True)
 class Source:
-    """What components are made of: the base, and the stored models that take the place of its own.
+    """What a component is made of: the base, and the stored weights that take the place of its own, if there are any.
 
-    `prediction_type` is what `unet` predicts; `decoder` None stands for the base's own.
+    `prediction_type` is what the UNet that ships predicts.
     """
 
     base: BaseModel
-    unet: WeightsRef
-    decoder: WeightsRef | None
+    weights: WeightsRef | None
     prediction_type: PredictionType
     config: CoremlExportConfig
     store: Store
@@ -156,10 +155,13 @@ class UNet(Exportable):
 
     @property
     def stored(self) -> WeightsRef:
-        return self.source.unet
+        if self.source.weights is None:
+            raise ExportError("unet: expected the weights to export, found none")
+        return self.source.weights
 
     def model(self) -> nn.Module:
-        return load_model(self.source.store, self.stored)
+        unet: nn.Module = load_model(self.source.store, self.stored)
+        return unet
 
     def wrapper(self, model: Any) -> nn.Module:
         if self.source.config.attention == "split_einsum":
@@ -191,10 +193,12 @@ class VaeDecoder(Exportable):
 
     @property
     def stored(self) -> WeightsRef | None:
-        return self.source.decoder
+        return self.source.weights
 
     def model(self) -> nn.Module:
-        return self.source.base.vae if self.stored is None else load_model(self.source.store, self.stored)
+        base = self.source.base
+        vae: nn.Module = base.vae if self.stored is None else load_model(self.source.store, self.stored)
+        return vae
 
     def wrapper(self, model: nn.Module) -> nn.Module:
         return DecoderForExport(model, self.source.base.scaling_factor)

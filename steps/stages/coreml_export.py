@@ -7,14 +7,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from artifacts_schema.bundle import Component, ComponentReport, ExportCost, Parity
-from artifacts_schema.config import CoremlExportConfig
+from artifacts_schema.config import CoremlExportConfig, SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from steps.diffusion.parameterization import PredictionType
-from steps.export.bundle import assemble_bundle
 from steps.export.chunks import split_package
-from steps.export.components import Exportable, Source, exportable
+from steps.export.components import COMPONENTS, Exportable, Source, exportable
 from steps.export.contract import Contract, package_name
 from steps.export.convert import check_weights, export, weights_hash
 from steps.export.precision import float32_operations
@@ -22,10 +22,9 @@ from steps.export.program_check import TorchResult, compare, describe, torch_res
 from steps.export.samples import Pictures
 from steps.files.disk import check_disk
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.store.base import put_folder
-
-__all__ = ["assemble_bundle", "run"]
 
 # Of the weights' float32 bytes: the float16 package, its copy in coremltools' scratch folder and in the store.
 _DISK_COPIES = 1.5
@@ -33,28 +32,42 @@ _DISK_CHUNKS = 1.5  # the chunks, and their copies likewise
 _DISK_SPARE = 32 << 20
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> ComponentReport:
+    """The component `context.label` of what ships: the student, the small decoder, the base for all others."""
+    component = cast(Component, context.label)
+    return export_component(
+        component,
+        inputs.base_with(COMPONENTS[component].needs),
+        Pictures.of(inputs.data, config.coreml_export.program_check.captions),
+        config.coreml_export,
+        context,
+        weights=inputs.earlier("weights"),
+        prediction_type="v_prediction",
+        attribution=inputs.data.ref.attribution,
+    )
+
+
+def export_component(
     component: Component,
     base: BaseModel,
     pictures: Pictures,
     config: CoremlExportConfig,
     context: StageContext,
     *,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef | None,
+    weights: WeightsRef | None,
     prediction_type: PredictionType,
     attribution: str = "",
     model_id: str = "snapfusion",
 ) -> ComponentReport:
     """Convert one component, check the saved package against the torch model and store it.
 
-    The text encoder is the base's, and so are picture encoder and safety checker; `decoder_ref` None exports the
-    base's own decoder. `prediction_type` is what `unet_ref` predicts; the exported UNet returns noise in either case.
-    The package is checked on `pictures`. `attribution` states licence and data source and becomes the package's
+    `weights` are those of a UNet or a decoder; without them the decoder is the base's own, as all other components always
+    are. `prediction_type` is what the UNet predicts; the exported one returns noise in either case. The package is
+    checked on `pictures`. `attribution` states licence and data source and becomes the package's
     license. Raises ExportError naming the component, also for a package that misses a gate of `config.program_check`,
     and DiskFullError before anything is converted.
     """
-    source = Source(base, unet_ref, decoder_ref, prediction_type, config, context.store)
+    source = Source(base, weights, prediction_type, config, context.store)
     described, name = exportable(component, source), package_name(component, model_id)
     with tempfile.TemporaryDirectory(dir=context.work) as folder:
         made = _converted(described, pictures, Path(folder) / name, context, attribution)

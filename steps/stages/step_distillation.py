@@ -13,7 +13,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import DistillationStageConfig, StepDistillationConfig
+from artifacts_schema.config import DistillationStageConfig, SnapFusionConfig, StepDistillationConfig
 from artifacts_schema.data import SplitName
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
@@ -21,6 +21,7 @@ from steps.diffusion.losses import SPLIT, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import TrainingOutcome, train
@@ -30,7 +31,23 @@ logger = logging.getLogger(__name__)
 VALIDATION: SplitName = "validation"
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage `context.stage`, one of the three; see `distil_weights`."""
+    shared = config.step_distillation
+    return distil_weights(
+        inputs.base,
+        inputs.earlier("teacher"),
+        inputs.earlier("student"),
+        inputs.data,
+        shared,
+        getattr(config, context.stage),
+        context,
+        student_steps=shared.final_steps if context.stage == "student_8" else shared.intermediate_steps,
+        cfg_aware=context.stage != "student_16",
+    )
+
+
+def distil_weights(
     base: BaseModel,
     teacher: WeightsRef,
     student: WeightsRef,

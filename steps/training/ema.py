@@ -1,5 +1,8 @@
 """Exponential moving average of a model's weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +43,19 @@ class ExponentialMovingAverage:
         parameters = dict(model.named_parameters())
         for name, value in self.shadow.items():
             parameters[name].copy_(value.to(parameters[name].dtype))
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model carries the shadow and is in evaluation mode, inside the block alone."""
+        parameters = dict(model.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.shadow}
+        training = model.training
+        self.copy_to(model)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+            with torch.no_grad():
+                for name, value in own.items():
+                    parameters[name].copy_(value)

@@ -34,7 +34,8 @@ _MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
 IntervalHook = Callable[[int, nn.Module], dict[str, float]]
-"""Called at every logging interval with the number of finished iterations; what it returns joins the curve."""
+"""Called at every logging interval with the number of finished iterations and the model, which then carries its EMA
+weights, the ones that are handed over, and is in evaluation mode; what it returns joins the curve."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,18 @@ class TrainingOutcome:
 
 
 def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
-    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine."""
+    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine.
+
+    The cosine takes the last `cosine_iterations`, so that a training can go on at a constant rate for as long as there
+    is time and be ended by setting `iterations`.
+    """
     warmup = training.warmup_iterations
     if iteration < warmup:
         return (iteration + 1) / (warmup + 1)
     if training.schedule == "constant":
         return 1.0
-    span = max(1, training.iterations - warmup)
-    progress = min(1.0, (iteration - warmup) / span)
+    span = max(1, min(training.iterations - warmup, training.cosine_iterations or training.iterations))
+    progress = min(1.0, max(0.0, (iteration - (training.iterations - span)) / span))
     low = training.final_learning_rate_fraction
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -248,7 +253,8 @@ class _Training:
         """Close a logging interval: means of all terms, learning rate, and what the hook measures."""
         row = {name: value / self.pending for name, value in self.sums.items()}
         if on_interval is not None:
-            row |= on_interval(self.iteration, self.bare_model)
+            with self.ema.applied(self.bare_model):
+                row |= on_interval(self.iteration, self.bare_model)
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.curve.append({"iteration": float(self.iteration), **row})
         self.sums, self.pending = {}, 0

@@ -23,7 +23,7 @@ from steps.export.wrappers import UNetForExport
 from steps.files.errors import ExportError
 from steps.inputs.loaded import fetch_folder
 from steps.models.stored import save_model
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 from tests.steps.export.factories import CONTRACTS, SCHEDULE, export_base, pictures, tokenizer_folder
 from tests.steps.latency.factories import context
 
@@ -35,14 +35,13 @@ def exported(folder: Path, component: Any, *, chunked: bool) -> tuple[ComponentR
     base, where = export_base(), context(folder, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(chunked_unet=chunked, program_check=CHECK)
-    report = run(
+    report = export_component(
         component,
         base,
         pictures(1),
         config,
         where,
-        unet_ref=ref,
-        decoder_ref=None,
+        weights=ref if component == "unet" else None,
         prediction_type="v_prediction",
     )
     return report, where

@@ -15,7 +15,7 @@ from steps.files.errors import DiskFullError, ExportError
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import save_model
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 from tests.steps.export.factories import CONTRACTS, export_base, pictures
 from tests.steps.latency.factories import context
 
@@ -23,18 +23,17 @@ from tests.steps.latency.factories import context
 def export_epsilon(
     component: Any,
     base: BaseModel,
-    ref: WeightsRef,
+    ref: WeightsRef | None,
     where: StageContext,
     config: CoremlExportConfig | None = None,
 ) -> None:
-    run(
+    export_component(
         component,
         base,
         pictures(),
         config or CoremlExportConfig(),
         where,
-        unet_ref=ref,
-        decoder_ref=None,
+        weights=ref,
         prediction_type="epsilon",
     )
 
@@ -105,20 +104,18 @@ def test_too_little_disk_is_refused_before_the_conversion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(DiskFullError, match="vae_decoder: its package needs about"):
-        export_epsilon("vae_decoder", base, ref, where)
+        export_epsilon("vae_decoder", base, None, where)
     assert not list(where.work.iterdir())
 
 
 def test_package_below_its_gate_is_not_stored(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     before = sorted(path.name for path in (tmp_path / "store").rglob("*"))
     config = CoremlExportConfig(program_check=ProgramCheckConfig(min_rounded_db=120.0))
     with pytest.raises(ExportError, match=r"vae_decoder: expected at least 120\.0 dB with float16 results"):
-        export_epsilon("vae_decoder", base, ref, where, config)
+        export_epsilon("vae_decoder", base, None, where, config)
     assert sorted(path.name for path in (tmp_path / "store").rglob("*")) == before
     assert not list(where.work.iterdir())
 
@@ -132,6 +129,10 @@ def test_package_names_are_apples() -> None:
 
 def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match="found 'refiner'"):
-        export_epsilon("refiner", base, ref, where)
+        export_epsilon("refiner", base, None, where)
+
+
+def test_unet_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unet: expected the weights"):
+        export_epsilon("unet", export_base(), None, context(tmp_path, "coreml_export"))
