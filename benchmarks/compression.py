@@ -68,7 +68,9 @@ def measure(options: argparse.Namespace, folder: Path) -> CompressionRecord:
     bundle = shipped.bundle(reports, config, context, folder / "bundle", steps=options.steps)
     inputs: Any = SimpleNamespace(base=base, data=shipped.data, signal_clip=ClipScorer.load(options.clip))
     compression = CoremlCompressionConfig(schemes=tuple(options.schemes))
-    return compress_bundle(bundle, inputs, unet, decoder, config, compression, context)
+    return compress_bundle(
+        bundle, inputs, compression, context, export=config, unet_ref=unet, decoder_ref=decoder
+    )
 
 
 def metrics(record: CompressionRecord) -> list[Metric]:

@@ -69,7 +69,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Measured:
 
     def draw(bundle: Path) -> DrawingScores:
         drawings.append(
-            bundle_drawing.draw_beside_torch(bundle, inputs, shipped.unet, shipped.decoder, config, context)
+            bundle_drawing.draw_beside_torch(
+                bundle, inputs, config, context, unet_ref=shipped.unet, decoder_ref=shipped.decoder
+            )
         )
         return drawings[0].scores
 

@@ -40,7 +40,14 @@ def sample_latents(  # noqa: PLR0913 - everything that decides the result, by na
     caller's.
     """
     device = next(unet.parameters()).device
-    run = _Run(unet, schedule, empty_embedding.to(device), guidance_scale, prediction_type, precision)
+    run = _Run(
+        unet,
+        schedule,
+        empty_embedding.to(device),
+        guidance_scale=guidance_scale,
+        prediction_type=prediction_type,
+        precision=precision,
+    )
     results = []
     for start in range(0, len(noise), batch_size):
         z = noise[start : start + batch_size].to(device, torch.float32)
@@ -60,6 +67,7 @@ class _Run:
         unet: nn.Module,
         schedule: NoiseSchedule,
         empty_embedding: Tensor,
+        *,
         guidance_scale: float,
         prediction_type: PredictionType,
         precision: Precision,

@@ -234,7 +234,7 @@ def _draw(exported: Exported, folder: Path, **gates: Any) -> BundleDrawing:
     inputs: Any = SimpleNamespace(base=exported.base, data=_Data(), measure_clip=_Clip())
     config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=2, **gates))
     return bundle_drawing.draw_beside_torch(
-        folder, inputs, exported.unet, exported.decoder, config, exported.context
+        folder, inputs, config, exported.context, unet_ref=exported.unet, decoder_ref=exported.decoder
     )
 
 
