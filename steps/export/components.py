@@ -218,7 +218,8 @@ class VaeEncoder(Exportable):
     quantity = "moments of the latents"
 
     def model(self) -> nn.Module:
-        return self.source.base.vae
+        vae: nn.Module = self.source.base.vae
+        return vae
 
     def wrapper(self, model: nn.Module) -> nn.Module:
         return EncoderForExport(model, self.source.base.scaling_factor)
@@ -238,7 +239,8 @@ class SafetyChecker(Exportable):
     quantity = "scores of the concepts"
 
     def model(self) -> nn.Module:
-        return load_safety_checker(self.source.base.path)
+        checker: nn.Module = load_safety_checker(self.source.base.path)
+        return checker
 
     def wrapper(self, model: nn.Module) -> nn.Module:
         return SafetyCheckerForExport(model)
