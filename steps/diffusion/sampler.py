@@ -1,9 +1,9 @@
 """From noise to pictures: DDIM on our grid, DPM-Solver++ as the baseline, decoding."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from steps.diffusion.ddim import walk
@@ -106,7 +106,7 @@ class _Run:
             )
 
 
-def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> Any:
+def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> DPMSolverMultistepScheduler:
     """diffusers' DPM-Solver++ (second order, multistep) on the schedule, trailing timesteps, last step to
     zero noise.
     """
@@ -124,7 +124,9 @@ def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> A
 
 
 @torch.no_grad()
-def decode_latents(decoder: Any, latents: Tensor, *, scaling_factor: float, batch_size: int = 64) -> Tensor:
+def decode_latents(
+    decoder: AutoencoderKL, latents: Tensor, *, scaling_factor: float, batch_size: int = 64
+) -> Tensor:
     """Pictures uint8 (n, 3, height, width) on the CPU from scaled latents (n, c, h, w).
 
     `decoder` is anything with diffusers' `decode(z).sample` in [-1, 1]: an AutoencoderKL or a SmallDecoder.

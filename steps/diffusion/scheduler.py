@@ -24,7 +24,7 @@ from steps.files.errors import ConfigError
 # diffusers loads a scheduler of a foreign module only if it finds its own base class in that module.
 __all__ = ["GridDDIMScheduler", "SchedulerMixin"]
 
-_FIXED: dict[str, Any] = {
+_FIXED: dict[str, bool | str | int] = {
     "clip_sample": False,
     "thresholding": False,
     "set_alpha_to_one": True,
@@ -70,7 +70,7 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
         self._schedule = NoiseSchedule(self.alphas_cumprod.double())
 
     @classmethod
-    def for_base(cls, scheduler_config: Mapping[str, Any], *, prediction_type: PredictionType) -> Self:
+    def for_base(cls, scheduler_config: Mapping[str, object], *, prediction_type: PredictionType) -> Self:
         """On a base's noise schedule, for a network of the given prediction type."""
         scheduler: Self = cls(**schedule_keys(scheduler_config), prediction_type=prediction_type)
         return scheduler
@@ -100,7 +100,7 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
         generator: torch.Generator | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """From the grid point `timestep` to the next; `eta` > 0 adds noise as in DDIM eq. 16.
 
         `use_clipped_model_output` has no meaning here, as nothing is clipped. Raises ValueError for a

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from artifacts_schema.bundle import (
     REQUIRED_COMPONENTS,
@@ -46,7 +45,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     *,
     steps: int,
     guidance_scale: float,
-    schedule: Mapping[str, Any],
+    schedule: Mapping[str, object],
     timesteps: Sequence[int],
     prediction_type: Prediction,
     scaling_factor: float,

@@ -3,8 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn
 
 from artifacts_schema.bundle import Component, Prediction
@@ -163,7 +165,7 @@ class UNet(Exportable):
         unet: nn.Module = load_model(self.source.store, self.stored)
         return unet
 
-    def wrapper(self, model: Any) -> nn.Module:
+    def wrapper(self, model: UNet2DConditionModel) -> nn.Module:
         if self.source.config.attention == "split_einsum":
             model.set_attn_processor(SplitEinsumProcessor())
         schedule = NoiseSchedule.from_config(self.source.base.scheduler_config)
@@ -245,7 +247,7 @@ class SafetyChecker(Exportable):
     def wrapper(self, model: nn.Module) -> nn.Module:
         return SafetyCheckerForExport(model)
 
-    def contract(self, model: Any) -> Contract:
+    def contract(self, model: StableDiffusionSafetyChecker) -> Contract:
         side, concepts = int(model.config.vision_config.image_size), len(model.concept_embeds_weights)
         return safety_checker_contract(side=side, concepts=concepts)
 
@@ -265,6 +267,6 @@ def exportable(component: Component, source: Source) -> Exportable:
     return COMPONENTS[component](source)
 
 
-def _scale(vae: Any) -> int:
+def _scale(vae: AutoencoderKL) -> int:
     """The side of a picture over that of its latents."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
