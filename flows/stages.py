@@ -191,10 +191,10 @@ def bundle_drawing(
         return draw_beside_torch(
             folder,
             inputs,
-            inputs.earlier("torch unet"),
-            inputs.earlier("torch decoder"),
             config.coreml_export,
             context,
+            unet_ref=inputs.earlier("torch unet"),
+            decoder_ref=inputs.earlier("torch decoder"),
             min_image_psnr_db=gate,
         )
 

@@ -6,20 +6,14 @@
 The run is the newest one with a report, or the one named with --run (a run id as printed at its end).
 """
 
-# ruff: noqa: E402 - the environment must be prepared before anything imports metaflow or transformers
+import argparse
 import sys
 from pathlib import Path
 
-from flows.environment import WORK_ROOT, prepare_paths
-
-_CALLED_FROM = Path.cwd()
-prepare_paths()
-
-import argparse
-
+from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
 from steps.cache.leases import in_use
-from steps.files.errors import SnapFusionError
 from steps.report.drawing import MODELS, DrawRequest, draw
 from steps.report.stored import find_report
 from steps.store import open_store
@@ -46,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, draw, say where the picture is."""
     arguments = build_parser().parse_args()
-    try:
+
+    def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)
         request = DrawRequest(
             prompt=arguments.prompt,
@@ -56,15 +51,10 @@ def main() -> int:
             seed=arguments.seed,
             count=arguments.count,
         )
-        target = (_CALLED_FROM / arguments.output).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
         with in_use(store, "draw"):
-            target.write_bytes(draw(store, find_report(store, arguments.run), request))
-    except SnapFusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(target)
-    return 0
+            write_as_called(arguments.output, draw(store, find_report(store, arguments.run), request))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

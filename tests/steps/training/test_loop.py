@@ -18,7 +18,8 @@ from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import TrainingOutcome, learning_rate_factor, pause_after_checkpoint, train
+from steps.training.loop import TrainingOutcome, train
+from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
 
 CONFIG = TrainingConfig(
