@@ -23,7 +23,8 @@ class GuidancePoint(Frozen):
     retrieval_top1: Interval
     retrieval_candidates: int
     images: (
-        ObjectRef  # safetensors: "images" uint8 (n, 3, H, W), "features" (n, d), "clip" (n,), "caption" (n,)
+        # safetensors: "features" (n, d), "clip" (n,), "caption" (n,), and "images" uint8 (k, 3, H, W), the first k of n
+        ObjectRef
     )
 
 

@@ -16,7 +16,9 @@ _CALLED_FROM = Path.cwd()
 prepare_paths()
 
 import argparse
+from typing import get_args
 
+from artifacts_schema.config import Device
 from flows.commands.store_options import store_config, store_parser
 from steps.files.errors import SnapFusionError
 from steps.report.drawing import MODELS, DrawRequest, draw
@@ -38,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="default: a GPU if there is one"
+    )
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     return parser
 
@@ -55,6 +60,7 @@ def main() -> int:
             guidance_scale=arguments.guidance_scale,
             seed=arguments.seed,
             count=arguments.count,
+            device=arguments.device,
         )
         target = (_CALLED_FROM / arguments.output).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

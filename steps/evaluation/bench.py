@@ -8,7 +8,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from artifacts_schema.base import Interval
-from artifacts_schema.config import EvaluationConfig
+from artifacts_schema.config import KEPT_PICTURES, EvaluationConfig
 from artifacts_schema.evaluation import GuidancePoint
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
@@ -41,7 +41,7 @@ class Bench:
         self.captions = [everything[index] for index in self.indices.tolist()]
         self.embeddings = data.embeddings(config.split, self.indices)
         self.clip: ClipScorer = inputs.measure_clip
-        self.features: FeatureExtractor = load_features(config.features, inputs.inception)
+        self.features: FeatureExtractor = load_features(config.features, inputs.inception, context.device)
         self.candidates = self._candidates(everything)
 
     def draw(  # noqa: PLR0913 - what decides a picture
@@ -82,7 +82,8 @@ class Bench:
         clip = (embedded * self.clip.text_embeddings(self.captions)).sum(-1)
         hits = self._retrieval(embedded)
         tensors = {
-            "images": images.contiguous(),
+            # Everything that is measured is measured here; the rest of the pictures would be the bulk of the store.
+            "images": images[:KEPT_PICTURES].contiguous(),
             "features": torch.from_numpy(features),
             "clip": clip.contiguous(),
             "caption": self.indices,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from artifacts_schema.config import EvaluationConfig, SnapFusionConfig
@@ -58,7 +59,7 @@ def brightness(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def inputs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
     return SimpleNamespace(data=Pictures(), measure_clip=Clip(), inception=None, identity=lambda name: name)
 
 
@@ -75,6 +76,38 @@ def test_features_of_the_whole_split_are_stored(inputs: Any, tmp_path: Path) -> 
     record, context = measured(inputs, tmp_path)
     features = load_real_features(context.store, record)
     torch.testing.assert_close(features[:, 0], torch.arange(10, 18) / 255)
+
+
+def test_only_the_first_pictures_are_kept_and_all_are_measured(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of 5,000 pictures at 21 points were 83 GB."""
+    whole, _ = measured(inputs, tmp_path / "whole")
+    monkeypatch.setattr(bench_module, "KEPT_PICTURES", 4)
+    record, context = measured(inputs, tmp_path / "some")
+    kept = load_file(context.store.path_of(record.point.images))
+    assert {name: len(tensor) for name, tensor in kept.items()} == {
+        "images": 4,
+        "features": 6,
+        "clip": 6,
+        "caption": 6,
+    }
+    assert record.point.model_copy(update={"images": whole.point.images}) == whole.point
+
+
+def test_instruments_compute_on_the_runs_device(
+    inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def load(name: str, inception: None, device: torch.device) -> Any:
+        asked.append(device)
+        return brightness
+
+    monkeypatch.setattr(bench_module, "load_features", load)
+    device = torch.device("meta")
+    run(inputs, settings(), replace(stage_context(tmp_path, "real_pictures"), device=device))
+    assert asked == [device]
 
 
 def test_real_pictures_are_scored_against_the_train_split(inputs: Any, tmp_path: Path) -> None:
