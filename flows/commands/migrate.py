@@ -11,12 +11,12 @@ command is run again; until then the store is refused by everything else. With a
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
 from steps.cache.leases import LEASE_S, holder, lease, living
 from steps.files.errors import SnapFusionError, StoreError
-from steps.store import LocalStore, Store, layout, open_store
+from steps.store import LocalStore, Store, layout, local_folder, open_store
 from steps.store.layout import Marker
 
 _LEASE = "migration"
@@ -120,12 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = store_config(options)
     remote = config.root.startswith("s3:")
-    if not remote and not (Path(config.root) / "layout.json").is_file():
-        parser.error(f"there is no store in {config.root}")
+    folder = local_folder(config, WORK_ROOT)
+    if not remote and not (folder / "layout.json").is_file():
+        parser.error(f"there is no store in {folder}")
     try:
-        stores = [open_store(config, Path.cwd(), any_layout=True)]
-        if remote and (Path(config.local) / "layout.json").is_file():
-            stores.append(LocalStore(Path(config.local), any_layout=True))
+        stores = [open_store(config, WORK_ROOT, any_layout=True)]
+        if remote and (folder / "layout.json").is_file():
+            stores.append(LocalStore(folder, any_layout=True))
         for store in stores:
             migrate(store, print, dry_run=options.dry_run)
     except SnapFusionError as error:

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
+from flows.commands import collect, migrate
 from flows.commands.collect import describe, main
 from steps.cache import leases
 from steps.cache.collector import Collector, Garbage, Retention
@@ -364,9 +367,38 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert store.has(ref.sha256)
     assert main(["--store", str(tmp_path), "--delete"]) == 0
     assert not store.has(ref.sha256)
-    for refused in (["--store", str(tmp_path / "none")], ["--min-age-hours", "0"]):
+    for refused in (
+        ["--store", str(tmp_path / "none")],
+        ["--min-age-hours", "0"],
+        ["--min-age-hours", "nan"],
+    ):
         with pytest.raises(SystemExit):
             main(refused)
+
+
+def test_a_run_to_drop_that_there_is_not_stops_before_anything_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = LocalStore(tmp_path)
+    ref = store.put_bytes(b"orphan")
+    os.utime(store.path_of(ref), (1e9, 1e9))
+    with pytest.raises(SystemExit):
+        main(["--store", str(tmp_path), "--drop", "17O4", "--delete"])
+    assert "--drop names runs that the store does not know: 17O4" in capsys.readouterr().err
+    assert store.has(ref.sha256)
+
+
+@pytest.mark.parametrize("command", [collect, migrate])
+def test_commands_find_the_store_where_flows_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: ModuleType
+) -> None:
+    """Below SNAPFUSION_HOME, whatever the working directory."""
+    LocalStore(tmp_path / "home" / StoreConfig().root)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(command, "WORK_ROOT", tmp_path / "home")
+    assert command.main([]) == 0
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("times", [1, 1000], ids=["once", "always"])
