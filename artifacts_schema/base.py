@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable model that refuses unknown keys.
+    """Immutable model that refuses unknown keys, and numbers that are not finite.
 
     Subclasses name in `volatile` the fields that say nothing about what was or will be made, such as wall time, the
     interval of checkpoints or the place of a file: they are in no identity and in no cache key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     volatile: ClassVar[frozenset[str]] = frozenset()
 
     def meaning(self, *, without: Collection[str] = ()) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class GuidancePoint(Frozen):
     retrieval_candidates: int
     seed_diversity: float | None = None
     images: (
-        ObjectRef  # safetensors: "images" uint8 (n, 3, H, W), "features" (n, d), "clip" (n,), "caption" (n,)
+        # safetensors: "features" (n, d), "clip" (n,), "caption" (n,), and "images" uint8 (k, 3, H, W), the first k of n
+        ObjectRef
     )
 
 

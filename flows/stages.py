@@ -92,15 +92,19 @@ def start(config: SnapFusionConfig) -> RunPlan:
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
 
+    prepared = []
+
     def work(context: Any, _: None) -> Record:
         from steps.stages.start import run as prepare
 
+        prepared.append(True)
         return prepare(raw, config, context, PROJECT_ROOT)
 
     plan: RunPlan = run_stage(
         STAGES["start"], config, {}, identities=input_identities(config, PROJECT_ROOT, raw), work=work
     )
-    print(_estimates(config, plan))
+    if not prepared:  # else it has told already, before it encoded anything
+        print(_estimates(config, plan))
     return plan
 
 

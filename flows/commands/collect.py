@@ -13,12 +13,13 @@ Nothing is removed while anything works on the store; what comes meanwhile waits
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
 from steps.cache.collector import HOUR_S, Garbage, Retention, find_garbage, find_in_cache, remove
+from steps.cache.notes import read_documents, uses_of
 from steps.files.errors import SnapFusionError
-from steps.store import open_store
+from steps.store import local_folder, open_store
 from steps.store.base import PARTIAL
 
 
@@ -61,17 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice.add_argument("--dry-run", action="store_true", help="only say what would go (the default)")
     choice.add_argument("--delete", action="store_true", help="remove it")
     options = parser.parse_args(arguments)
-    if options.min_age_hours < 1.0 or (options.keep_last is not None and options.keep_last < 0):
+    # NaN, too, which is younger than nothing.
+    if not options.min_age_hours >= 1.0 or (options.keep_last is not None and options.keep_last < 0):
         parser.error("--min-age-hours must be at least 1, --keep-last at least 0")
     config = store_config(options)
     remote = config.root.startswith("s3:")
     if options.cache and (not remote or options.drop or options.keep_last is not None):
         parser.error("--cache needs a store on S3, and goes with neither --keep-last nor --drop")
     try:
-        if not remote and not Path(config.root).is_dir():
-            parser.error(f"there is no store in {config.root}")
+        folder = local_folder(config, WORK_ROOT)
+        if not remote and not folder.is_dir():
+            parser.error(f"there is no store in {folder}")
         retention = Retention(options.keep_last, options.drop, options.min_age_hours * HOUR_S)
-        store = open_store(config, Path.cwd())
+        store = open_store(config, WORK_ROOT)
+        if unknown := sorted(set(options.drop) - set(uses_of(read_documents(store)))):
+            parser.error(
+                f"--drop names runs that the store does not know: {', '.join(unknown)}; nothing was removed"
+            )
         find, place = (find_in_cache, store.cache) if options.cache else (find_garbage, store)
         if options.delete and place is not None:
             garbage = remove(place, lambda: find(store, retention))

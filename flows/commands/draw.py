@@ -9,7 +9,9 @@ The run is the newest one with a report, or the one named with --run (a run id a
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
+from artifacts_schema.config import Device
 from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
@@ -33,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="default: a GPU if there is one"
+    )
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     return parser
 
@@ -50,6 +55,7 @@ def main() -> int:
             guidance_scale=arguments.guidance_scale,
             seed=arguments.seed,
             count=arguments.count,
+            device=arguments.device,
         )
         with in_use(store, "draw"):
             write_as_called(arguments.output, draw(store, find_report(store, arguments.run), request))

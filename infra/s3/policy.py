@@ -23,7 +23,9 @@ from typing import Any, Literal
 
 Role = Literal["runner", "reader", "collector"]
 ROLES: tuple[Role, ...] = ("runner", "reader", "collector")
-_KEY = re.compile(r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+")
+_KEY = re.compile(r"arn:(?P<partition>[a-z-]+):kms:(?P<region>[a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PATTERN = re.compile(r"[*?$]")
 
 
 def policy(
@@ -38,8 +40,15 @@ def policy(
     """An IAM policy for `role` on `s3://bucket/prefix`; with `principals` (ARNs) a bucket policy that grants it to them.
 
     `kms_key` is the ARN of the key that encrypts the bucket's objects. Raises ValueError for anything else, and with
-    principals: a bucket policy cannot grant rights on a key.
+    principals: a bucket policy cannot grant rights on a key; and for names in which a policy reads more than a name.
     """
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"expected the name of one bucket, found {bucket!r}")
+    if _PATTERN.search(prefix):
+        raise ValueError(
+            f"the prefix {prefix!r} holds *, ? or $, which a policy reads as a pattern: it would open other prefixes; "
+            "name the project's own"
+        )
     arn = f"arn:{partition}:s3:::{bucket}"
     below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     scratch = [f"{arn}/{below}documents/{name}/*" for name in ("probes", "leases/use")]
@@ -106,13 +115,28 @@ def policy(
 
 def _use_of_key(kms_key: str, *, bucket_policy: bool) -> dict[str, Any]:
     """What S3 asks of the key in the user's name: decrypting what is read, and with it the parts of a large upload."""
-    if not _KEY.fullmatch(kms_key):
+    found = _KEY.fullmatch(kms_key)
+    if found is None:
         raise ValueError(
             f"the key must be given as arn:aws:kms:<region>:<account>:key/<id>, found {kms_key!r}; an alias grants nothing"
         )
     if bucket_policy:
         raise ValueError("a bucket policy cannot grant rights on a key: leave out the principals, or the key")
-    return {"Sid": "UseKey", "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": [kms_key]}
+    domain = "amazonaws.com.cn" if found["partition"] == "aws-cn" else "amazonaws.com"
+    return {
+        "Sid": "UseKey",
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": [kms_key],
+        # Through S3 only: with the key alone nobody decrypts what he got elsewhere.
+        "Condition": {"StringEquals": {"kms:ViaService": f"s3.{found['region']}.{domain}"}},
+    }
+
+
+PICKLES = (
+    "Metaflow pickles its artifacts: whoever may write where METAFLOW_DATASTORE_SYSROOT_S3 lies runs code at everybody who "
+    "resumes a run or reads it there. This policy opens only what lies below its own prefix: let that root lie "
+    "outside of it, in a bucket or below a prefix that only those may write to whose code you would run.\n"
+)
 
 
 def keep_versions(bucket: str, prefix: str, days: int = 30) -> str:

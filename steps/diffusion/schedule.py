@@ -1,7 +1,7 @@
 """The noise schedule, alpha(t) and sigma(t) of z_t = alpha(t) x + sigma(t) eps, and its N-step grids."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -45,6 +45,9 @@ class NoiseSchedule:
     """alpha(t) and sigma(t) at timesteps 0 .. T-1 and at CLEAN. `alphas_cumprod` has shape (T,), float64."""
 
     alphas_cumprod: Tensor
+    _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def from_config(cls, scheduler_config: Mapping[str, object]) -> Self:
@@ -59,11 +62,11 @@ class NoiseSchedule:
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 1 at CLEAN."""
-        return self._signal_power(t).sqrt().float().to(t.device)
+        return self._tables_on(t)[0][t].reshape(-1, 1, 1, 1)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 0 at CLEAN."""
-        return (1.0 - self._signal_power(t)).sqrt().float().to(t.device)
+        return self._tables_on(t)[1][t].reshape(-1, 1, 1, 1)
 
     def grid(self, steps: int) -> Tensor:
         """The N-step grid, shape (steps,), int64; see `grid_timesteps`."""
@@ -75,10 +78,15 @@ class NoiseSchedule:
         """
         return torch.cat([self.grid(steps), torch.tensor([CLEAN])])
 
-    def _signal_power(self, t: Tensor) -> Tensor:
-        """alpha(t) squared, shape (n, 1, 1, 1), float64 on the CPU."""
-        index = t.detach().cpu()
-        if bool(((index < CLEAN) | (index >= self.train_timesteps)).any()):
-            raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {index.tolist()}")
-        with_clean = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
-        return with_clean[index].reshape(-1, 1, 1, 1)
+    def _tables_on(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at every timestep and, last, at CLEAN, each (T + 1,) float32 on t's device, made there once.
+
+        Timesteps on a GPU are not looked at: every look would wait for all that the GPU has still to do.
+        """
+        if t.device.type == "cpu" and bool(((t < CLEAN) | (t >= self.train_timesteps)).any()):
+            raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {t.tolist()}")
+        if t.device not in self._tables:
+            power = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+            alpha, sigma = power.sqrt().float(), (1.0 - power).sqrt().float()
+            self._tables[t.device] = alpha.to(t.device), sigma.to(t.device)
+        return self._tables[t.device]

@@ -8,6 +8,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from artifacts_schema.base import content_hash
+from artifacts_schema.config import KEPT_PICTURES
 from artifacts_schema.data import SplitName
 from artifacts_schema.evaluation import GuidancePoint, RealSplit
 from artifacts_schema.plan import InputName
@@ -44,7 +45,7 @@ class Bench:
                 f"{_FEWEST_GROUPS} that differ in more than a skin tone"
             )
         self.clip: ClipScorer = getattr(inputs, EVALUATOR_OF[split])
-        self.features: FeatureExtractor = load_features(features, inputs.inception)
+        self.features: FeatureExtractor = load_features(features, inputs.inception, context.device)
         self.candidates = self._candidates()
 
     def chosen(self, count: int) -> Tensor:
@@ -95,7 +96,8 @@ class Bench:
         hits = self._retrieval(embedded, captions)
         numbers = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         caption = torch.tensor([numbers[text] for text in captions])
-        tensors = {"images": images, "features": features, "clip": clip, "caption": caption}
+        # Everything that is measured is measured here; the rest of the pictures would be the bulk of the store.
+        tensors = {"images": images[:KEPT_PICTURES], "features": features, "clip": clip, "caption": caption}
         distance = kernel_distance(
             features.numpy(), real, groups=groups, real_groups=groups_of(real_captions)
         )

@@ -1,4 +1,4 @@
-"""SHA-256 of large files, each read once: remembered on disk by path, size, time of change and inode."""
+"""SHA-256 of large files, each read once: remembered on disk by path, size, times of change and inode."""
 
 import hashlib
 import logging
@@ -86,6 +86,6 @@ class FileHashes:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file does: size, time of change (ns), inode."""
+    """What changes when a file does: size, times of change (ns), inode. Nobody can set the second time back."""
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

@@ -28,7 +28,8 @@ class StageEstimate:
 def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
     """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
 
-    The evolved UNet is taken to cost the latency budget's share of the base.
+    The evolved UNet is taken to cost the latency budget's share of the base. `start` is told of where `costs` hold the
+    number of `pictures` that it encodes.
     """
     share = config.architecture_evolution.latency_budget
     guided_share = config.step_distillation.cfg_probability
@@ -37,7 +38,10 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     teacher = 2.0 * (1.0 + guided_share)  # two steps, some of them guided
     student = _TRAINING * (1.0 + guided_share + original)
     evolution = config.architecture_evolution
+    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
+    start = [StageEstimate("start", costs["pictures"] * encoded)] if "pictures" in costs else []
     return [
+        *start,
         _training(
             "velocity_finetuning", config.velocity_finetuning.training, _TRAINING + base_term, costs, 2
         ),

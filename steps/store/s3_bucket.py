@@ -228,7 +228,14 @@ class Bucket:
 
 def _server_time(answer: Any) -> datetime:
     text = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return parsedate_to_datetime(text) if text else datetime.now(UTC)
+    if not text:
+        return datetime.now(UTC)
+    try:  # a proxy may have added one of its own, which HTTP joins with a comma; the first has a fixed length
+        return parsedate_to_datetime(text[:29]).astimezone(UTC)
+    except (TypeError, ValueError) as error:
+        raise DamagedError(
+            f"the server's Date is {text!r}, expected one like 'Sun, 06 Nov 1994 08:49:37 GMT'"
+        ) from error
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
             "CrossAttnDownBlock2D",
             "DownBlock2D",
         ),
-        mid_block_type: str = "UNetMidBlock2DCrossAttn",
+        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
         up_block_types: tuple[str, ...] = (
             "UpBlock2D",
             "CrossAttnUpBlock2D",
@@ -111,7 +111,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
         self.up_blocks = nn.ModuleList(
             Level(level, blocks[f"up.{i}"]) for i, level in enumerate(base.up_blocks)
         )
-        self.mid_block = Level(base.mid_block, blocks["mid"])
+        self.mid_block = None if base.mid_block is None else Level(base.mid_block, blocks["mid"])
         self.conv_norm_out, self.conv_act, self.conv_out = base.conv_norm_out, base.conv_act, base.conv_out
 
     def geometry(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
                 hidden = level.downsamplers[0](hidden)
                 skips[f"down.{index}.downsamplers.0"] = hidden
         for block_id in self._active(self.mid_block):
-            hidden = self._run(self.mid_block, block_id, hidden, embedding, text)
+            hidden = self._run(cast(Level, self.mid_block), block_id, hidden, embedding, text)
         for index, level in enumerate(self._up_levels):
             hidden = self._up(level, hidden, embedding, text, skips)
             if level.upsamplers is not None:
@@ -219,8 +219,9 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
     def _up_levels(self) -> list[Level]:
         return [cast(Level, level) for level in self.up_blocks]
 
-    def _active(self, level: Level) -> list[str]:
-        return [block_id for block_id in level.block_ids if block_id not in self._skipped]
+    def _active(self, level: Level | None) -> list[str]:
+        """Ids of the blocks that run; none of a middle that there is not."""
+        return [block_id for block_id in level.block_ids if block_id not in self._skipped] if level else []
 
     def _down(
         self, level: Level, hidden: Tensor, embedding: Tensor, text: dict[str, Any], skips: dict[str, Tensor]

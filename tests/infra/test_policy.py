@@ -74,6 +74,37 @@ def test_what_is_no_key_is_refused(key: str) -> None:
         policy(BUCKET, PREFIX, "runner", kms_key=key)
 
 
+@pytest.mark.parametrize("prefix", ["*", "project*", "proj?ct", "${aws:username}", "a/*/b"])
+def test_a_prefix_that_a_policy_reads_as_a_pattern_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="reads as a pattern"):
+        policy(BUCKET, prefix, "reader")
+
+
+@pytest.mark.parametrize("bucket", ["*", "shared-*", "a/b", ""])
+def test_what_is_no_bucket_is_refused(bucket: str) -> None:
+    with pytest.raises(ValueError, match="expected the name of one bucket"):
+        policy(bucket, PREFIX, "reader")
+
+
+@pytest.mark.parametrize(
+    ("partition", "service"),
+    [("aws", "s3.eu-west-1.amazonaws.com"), ("aws-cn", "s3.eu-west-1.amazonaws.com.cn")],
+)
+def test_a_key_is_used_through_s3_only(partition: str, service: str) -> None:
+    key = f"arn:{partition}:kms:eu-west-1:123456789012:key/ab-12"
+    (statement,) = [
+        s for s in policy(BUCKET, PREFIX, "reader", kms_key=key)["Statement"] if s["Sid"] == "UseKey"
+    ]
+    assert statement["Condition"] == {"StringEquals": {"kms:ViaService": service}}
+
+
+def test_the_danger_of_pickled_artifacts_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--bucket", BUCKET, "--prefix", PREFIX])
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "Metaflow pickles its artifacts" in printed.err
+
+
 def test_a_bucket_policy_grants_nothing_on_a_key() -> None:
     with pytest.raises(ValueError, match="leave out the principals"):
         policy(BUCKET, PREFIX, "runner", kms_key=KEY, principals=["arn:aws:iam::111122223333:role/x"])

@@ -34,6 +34,14 @@ def test_timesteps_outside_the_schedule_are_refused(t: int) -> None:
         NoiseSchedule.from_config(SD_SCHEDULE).alpha(torch.tensor([t]))
 
 
+def test_timesteps_on_a_device_are_looked_up_there() -> None:
+    """Nothing of a meta tensor can be copied: whoever brings timesteps to the CPU fails here."""
+    schedule = NoiseSchedule.from_config(SD_SCHEDULE)
+    t = torch.full((3,), 7, device="meta")
+    assert schedule.alpha(t).device.type == schedule.sigma(t).device.type == "meta"
+    assert schedule.alpha(torch.tensor([7])).device.type == "cpu"
+
+
 def test_known_grids() -> None:
     assert grid_timesteps(8, train_timesteps=1000) == [999, 874, 749, 624, 499, 374, 249, 124]
     assert grid_timesteps(4, train_timesteps=1000) == [999, 749, 499, 249]

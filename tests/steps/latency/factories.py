@@ -13,6 +13,9 @@ from steps.models.base import BaseModel
 from steps.store.local import LocalStore
 from tests.steps.unet.factories import tiny_unet
 
+BK_SDM: dict[str, Any] = {"layers_per_block": 1, "mid_block_type": None}
+"""BK-SDM's small UNet beside Stable Diffusion's: fewer blocks, and no middle."""
+
 
 def tiny_base(**unet_changes: Any) -> BaseModel:
     """Latents 4 x 16 x 16, 7 tokens, text width 12."""

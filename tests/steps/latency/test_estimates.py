@@ -32,6 +32,13 @@ def test_a_training_costs_its_forward_and_backward_passes() -> None:
     assert seconds("robust_training", config) == pytest.approx(10 * 4 * 3 * 0.01)
 
 
+def test_start_is_told_of_where_the_number_of_pictures_is_known() -> None:
+    encoding = {"encoder_forward_s": 0.5, "text_encoder_forward_s": 0.25, "pictures": 100.0}
+    first = stage_estimates(SnapFusionConfig(), COSTS | encoding)[0]
+    assert (first.stage, first.seconds) == ("start", 75.0)
+    assert "start" not in {estimate.stage for estimate in stage_estimates(SnapFusionConfig(), COSTS)}
+
+
 def test_accumulation_counts_and_precision_halves_activations_only() -> None:
     training = {"iterations": 10, "batch_size": 4, "accumulation": 3}
     config = parse_config({"robust_training": {"training": training}})
@@ -68,7 +75,7 @@ def test_cost_needs_a_price() -> None:
 def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:
     base = load_base(write_micro_base(tmp_path / "base", seed=0))
     costs = measure_unit_costs(base, torch.device("cpu"))
-    assert set(costs) == set(COSTS)
+    assert set(costs) == {*COSTS, "encoder_forward_s", "text_encoder_forward_s"}
     assert costs["unet_parameters"] == sum(p.numel() for p in base.unet.parameters())
     assert min(costs.values()) > 0
     assert not any(p.requires_grad for p in base.unet.parameters())

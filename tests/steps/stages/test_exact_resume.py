@@ -154,7 +154,7 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
     config = SnapFusionConfig(
         evaluation=EvaluationConfig(
             pictures=6, validation_pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0)

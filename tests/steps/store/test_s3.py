@@ -5,6 +5,7 @@ import socket
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,20 @@ def test_the_configuration_selects_the_store(make_s3: MakeS3, tmp_path: Path) ->
     assert isinstance(store, S3Store)
     assert store.root == root
     assert store.work_folder("x").is_relative_to(tmp_path / "c")
+
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize("sent", [DATE, f"{DATE}, Sun, 06 Nov 1994 08:49:38 GMT"], ids=["one", "two"])
+def test_the_servers_time_is_the_first_of_its_dates(sent: str) -> None:
+    written = datetime(1994, 11, 6, 8, 49, 30, tzinfo=UTC)
+    answer = {"ResponseMetadata": {"HTTPHeaders": {"date": sent}}, "LastModified": written}
+    assert s3_bucket.age_s(answer) == 7.0
+
+
+@pytest.mark.parametrize("sent", ["yesterday", "Sun, 99 Nov 1994 08:49:37 GMT"])
+def test_a_time_that_is_none_is_said(sent: str) -> None:
+    answer = {"ResponseMetadata": {"HTTPHeaders": {"date": sent}}, "LastModified": datetime.now(UTC)}
+    with pytest.raises(DamagedError, match=f"Date is '{sent}'"):
+        s3_bucket.age_s(answer)

@@ -72,10 +72,10 @@ def test_hash_ignores_picture_size_and_left_out_defaults_but_not_widths() -> Non
     [
         {"class_embed_type": "timestep"},
         {"dropout": 0.1},
-        {"mid_block_type": None},
+        {"mid_block_type": "UNetMidBlock2D"},
         {"down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D")},
     ],
-    ids=["class embedding", "dropout", "no middle", "other block type"],
+    ids=["class embedding", "dropout", "other middle", "other block type"],
 )
 def test_unsupported_base_is_refused_by_its_key(change: dict[str, object]) -> None:
     (key,) = change

@@ -47,8 +47,16 @@ def test_full_spec_gives_the_base_output_bit_for_bit(size: int) -> None:
         {"layers_per_block": (1, 2, 3, 2)},
         {"use_linear_projection": True, "attention_head_dim": (2, 4, 4, 4)},
         {"resnet_time_scale_shift": "scale_shift", "center_input_sample": True},
+        {"layers_per_block": 1, "mid_block_type": None},
+        {
+            "layers_per_block": 1,
+            "mid_block_type": None,
+            "block_out_channels": (8, 16, 24),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        },
     ],
-    ids=["layers", "SD 2 projection", "scale shift"],
+    ids=["layers", "SD 2 projection", "scale shift", "BK-SDM small", "BK-SDM tiny"],
 )
 def test_other_bases_are_reproduced_too(changes: dict[str, Any]) -> None:
     unet = tiny_unet(**changes)
