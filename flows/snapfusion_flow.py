@@ -76,9 +76,11 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def student_16(self) -> None:
-        """Distil the evolved UNet from its own 32 steps to 16."""
+        """Distil the evolved UNet from 32 steps, its own or the full UNet's, to 16."""
         self.student_16_record = pack(
-            stages.student_16(read_config(self), unpack(self.plan), unpack(self.evolution))
+            stages.student_16(
+                read_config(self), unpack(self.plan), unpack(self.velocity), unpack(self.evolution)
+            )
         )
         self.next(self.distillation_inputs)
 

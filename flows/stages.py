@@ -257,12 +257,14 @@ def teacher_16(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord
     )
 
 
-def student_16(config: SnapFusionConfig, plan: RunPlan, evolution: EvolutionRecord) -> TrainingRecord:
-    """The evolved UNet on half of its own grid, vanilla loss."""
+def student_16(
+    config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord, evolution: EvolutionRecord
+) -> TrainingRecord:
+    """The evolved UNet on half of its own grid, or of the full UNet's, vanilla loss."""
     steps = config.step_distillation.intermediate_steps
-    return _step_distillation(
-        "student_16", config, plan, evolution.weights, evolution.weights, steps, cfg_aware=False
-    )
+    teachers = {"architecture_evolution": evolution.weights, "velocity_finetuning": velocity.weights}
+    teacher = teachers[config.student_16.teacher]
+    return _step_distillation("student_16", config, plan, teacher, evolution.weights, steps, cfg_aware=False)
 
 
 def student_8(

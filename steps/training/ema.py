@@ -1,5 +1,8 @@
 """Exponential moving average of a model's weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +43,18 @@ class ExponentialMovingAverage:
         parameters = dict(model.named_parameters())
         for name, value in self.shadow.items():
             parameters[name].copy_(value.to(parameters[name].dtype))
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """The model carries the shadow for as long as the block lasts, then its own weights again, bit for bit."""
+        own = {
+            name: value.detach().clone() for name, value in model.named_parameters() if name in self.shadow
+        }
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in model.named_parameters():
+                    if name in own:
+                        value.copy_(own[name])

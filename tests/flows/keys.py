@@ -107,7 +107,7 @@ class Keys:
         evolution = stages.architecture_evolution(config, plan, robust, table)
         teacher, student = (
             stages.teacher_16(config, plan, velocity),
-            stages.student_16(config, plan, evolution),
+            stages.student_16(config, plan, velocity, evolution),
         )
         decoder = stages.decoder_distillation(config, plan)
         small = stages.student_8(config, plan, teacher, student)

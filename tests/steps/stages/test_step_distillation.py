@@ -80,9 +80,11 @@ def test_the_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
     assert record.curve[-1]["distillation"] < record.curve[0]["distillation"]
 
 
-def test_without_validation_captions_nothing_is_measured(tmp_path: Path) -> None:
-    record, *_ = distil(tmp_path, shared=SHARED.model_copy(update={"validation_captions": 0}))
-    assert record.metrics == {}
+def test_the_metrics_are_those_of_the_start_and_of_what_is_handed_on(tmp_path: Path) -> None:
+    record, *_ = distil(tmp_path)
+    assert record.selection is not None
+    values = {candidate.iteration: candidate.held_out for candidate in record.selection.candidates}
+    assert record.metrics == {"teacher_mse_start": values[0], "teacher_mse": min(values.values())}
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
