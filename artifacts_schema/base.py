@@ -20,7 +20,7 @@ class Frozen(BaseModel):
     interval of checkpoints or the place of a file: they are in no identity and in no cache key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     volatile: ClassVar[frozenset[str]] = frozenset()
 
     def meaning(self, *, without: Collection[str] = ()) -> dict[str, Any]:

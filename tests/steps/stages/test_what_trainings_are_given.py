@@ -135,6 +135,8 @@ def test_rates_warm_up_and_fall_gradients_are_clipped_captions_dropped_and_the_b
         # A guided iteration keeps its captions.
         assert data.dropped["train"] - {0.0} == {DROPOUT}
         assert (0.0 in data.dropped["train"]) == (name in ("teacher_16", "student_8"))
+    if name in ("velocity_finetuning", "robust_training"):
+        assert data.dropped["validation"] == {DROPOUT}
     check_selection(record, seen, context)
 
 
@@ -225,11 +227,14 @@ def test_robust_training_skips_more_and_more_units_the_same_in_every_micro_batch
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks: list[frozenset[str]] = []
+    checked: set[frozenset[str]] = set()
     original = EvolvedUNet.forward
 
     def forward(unet: EvolvedUNet, *arguments: Any, **settings: Any) -> Any:
         if torch.is_grad_enabled():
             masks.append(unet.skipped)
+        else:
+            checked.add(unet.skipped)
         return original(unet, *arguments, **settings)
 
     monkeypatch.setattr(EvolvedUNet, "forward", forward)
@@ -247,6 +252,7 @@ def test_robust_training_skips_more_and_more_units_the_same_in_every_micro_batch
     assert shares[0] == 0.0
     assert shares[20:] == [1.0] * 20
     assert masks[-1] == skippable(everything)
+    assert checked == {masks[-1]}  # held out at the final probability
     # Linear up to there: a probability of i / 20 in iteration i, within four standard errors over all of them.
     assert sum(shares[:20]) / 20 == pytest.approx(sum(i / 20 for i in range(20)) / 20, abs=0.2)
     assert sum(shares[:10]) < sum(shares[10:20])
