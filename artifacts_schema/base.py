@@ -102,7 +102,7 @@ class Provenance(Frozen):
     """Where and when a record was made. Never part of an identity.
 
     `versions` are those of the packages, of this program with its commit (`snapfusion-pipeline`), and, as `stage
-    source`, the hash of the stage's source (`steps.cache.stage_versions.source_hash`).
+    source`, the hash of the stage's source (`steps.stages.versions.source_hash`).
     """
 
     created_at: str

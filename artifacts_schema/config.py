@@ -33,6 +33,9 @@ class TrainingConfig(Frozen):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1e-4  # ours
     warmup_iterations: Annotated[int, Field(ge=0, le=10**8)] = 10  # ours
     schedule: Literal["constant", "cosine"] = "cosine"  # ours
+    cosine_iterations: Count | None = (
+        None  # the last ones, which the cosine takes; None: all after the warm-up
+    )
     final_learning_rate_fraction: Fraction = 0.05  # where the cosine ends, ours
     weight_decay: Fraction = 0.01  # P section 5
     adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = 0.999  # AdamW's own default
@@ -109,7 +112,10 @@ class DataConfig(Frozen):
     source: Literal["openmoji", "webdataset"] = "openmoji"
     shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
     image_size: Count | None = None  # None: the base's own
-    limit: Count | None = None  # at most so many pictures per split
+    limit: Count | None = None  # at most so many captions per split
+    variants: Count = (
+        1  # openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is
+    )
     max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
     max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
 

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from artifacts_schema.base import Frozen, Record, content_hash
 from artifacts_schema.references import ObjectRef
 
-SplitName = Literal["train", "validation", "test", "composition"]
-SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test", "composition")
+SplitName = Literal["train", "validation", "test", "novel"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test", "novel")
 
 
 class Shard(Frozen):
@@ -19,32 +19,29 @@ class Shard(Frozen):
 
 
 class PreparedSplit(Frozen):
-    """One split: row i of every kind belongs to caption i.
+    """One split of `size` pictures; picture i has caption and embedding i // `variants`.
 
     `captions` is a JSON list of strings; `moments` rows are float32 (2*c, h, w), the encoder's mean and
     standard deviation, unscaled; `embeddings` rows are float32 (tokens, width); `images` rows are uint8
-    (3, H, W). A split of captions alone (`composition`) has neither moments nor images.
+    (3, H, W).
     """
 
     size: int = Field(ge=0)
+    variants: int = Field(default=1, ge=1)
     captions: ObjectRef
     embeddings: tuple[Shard, ...]
-    moments: tuple[Shard, ...] = ()
-    images: tuple[Shard, ...] = ()
-
-    @property
-    def has_images(self) -> bool:
-        """True when the split holds pictures."""
-        return bool(self.images)
+    moments: tuple[Shard, ...]
+    images: tuple[Shard, ...]
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:
-        for name in ("embeddings", "moments", "images"):
+        expected = {"embeddings": self.size / self.variants, "moments": self.size, "images": self.size}
+        for name, count in expected.items():
             rows = sum(shard.rows for shard in getattr(self, name))
-            if rows != self.size and not (rows == 0 and name != "embeddings"):
-                raise ValueError(f"the split has {self.size} captions but {rows} rows of {name}")
-        if bool(self.moments) != bool(self.images):
-            raise ValueError("a split has both moments and images or neither")
+            if rows != count:
+                raise ValueError(
+                    f"the split has {self.size} pictures, {self.variants} a caption, but {rows} rows of {name}"
+                )
         return self
 
 

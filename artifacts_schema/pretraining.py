@@ -60,6 +60,7 @@ class PretrainingConfig(Frozen):
     seed: int = 0
     image_size: Count = 64
     vocabulary: Count = 2048
+    variants: Count = 16  # drawings of a caption, see DataConfig
     work: str = ".snapfusion/pretraining"  # checkpoints, relative to the project root
     output: str = "assets"
     openclip_signal: ClipModelConfig

@@ -38,7 +38,7 @@ from steps.models.base import load_base
 from steps.models.clip import ClipScorer
 from steps.models.stored import save_model
 from steps.report.stored import record_of
-from steps.stages.coreml_compression import run as compress
+from steps.stages.coreml_compression import compress_bundle as compress
 from steps.stages.coreml_export import assemble_bundle
 from steps.stages.coreml_export import run as export
 from steps.store import LocalStore

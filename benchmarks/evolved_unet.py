@@ -77,7 +77,7 @@ def measured_table(base: BaseModel, options: argparse.Namespace, scratch: Path) 
         stage="latency_profile", store=LocalStore(scratch / "store"), work=scratch, seed=options.seed
     )
     config = LatencyProfileConfig(repeats=options.repeats, warmup=options.warmup)
-    return latency_profile.run(base, config, context)
+    return latency_profile.profile(base, config, context)
 
 
 def evolved_unet(base: BaseModel, table: LatencyTable, options: argparse.Namespace) -> EvolvedUNet:

@@ -64,7 +64,7 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     from benchmarks.random_sd15 import random_pictures, stored
     from steps.inputs.context import StageContext
     from steps.models.base import load_base
-    from steps.stages.coreml_export import NEEDED_WEIGHTS, run
+    from steps.stages.coreml_export import NEEDED_WEIGHTS, export_component
 
     base = load_base(folder / "base", only=NEEDED_WEIGHTS[component])
     context = StageContext(stage="coreml_export", store=_store(folder), work=folder / "work", seed=_SEED)
@@ -76,7 +76,7 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     config = CoremlExportConfig(
         program_check=gates, batch_size=options.batch_size, chunked_unet=options.chunked
     )
-    report = run(
+    report = export_component(
         component,
         base,
         stored(folder, architecture),

@@ -44,7 +44,7 @@ def robust(folder: Path) -> str:
     stage = context(folder, "robust_training")
     velocity = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
     config = RobustTrainingConfig(training=TRAINING, drop_probability=0.5)
-    record = robust_training.run(tiny_base(), velocity, TinyData(), config, stage)
+    record = robust_training.train_robust(tiny_base(), velocity, TinyData(), config, stage)
     return content_hash([record.identity(), list(record.curve)])
 
 
@@ -58,7 +58,7 @@ def evolution(folder: Path) -> str:
         training=TRAINING.model_copy(update={"iterations": 8}), latency_budget=0.75, rounds=2, actions_per_round=3,
         probe_captions=2, probe_steps=1, probe_guidance_scale=1.0,
     )  # fmt: skip
-    return architecture_evolution.run(
+    return architecture_evolution.evolve(
         base, weights, table, TinyData(), BrightnessScorer(), config, stage
     ).identity()
 

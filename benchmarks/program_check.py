@@ -29,7 +29,7 @@ from steps.models.base import BaseModel, load_base
 from steps.models.clip import ClipScorer
 from steps.models.stored import save_model
 from steps.stages import bundle_drawing
-from steps.stages.coreml_export import assemble_bundle, run
+from steps.stages.coreml_export import assemble_bundle, export_component
 from steps.store import LocalStore
 
 _COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")
@@ -88,14 +88,18 @@ def measure(options: argparse.Namespace, folder: Path) -> Measured:
     decoder_ref = save_model(context.store, base.vae, schema="diffusers.AutoencoderKL")
     pictures = Pictures.of(data, options.captions)
     reports = tuple(
-        run(c, base, unet_ref, decoder_ref, pictures, config, context, prediction_type="v_prediction")
+        export_component(
+            c, base, unet_ref, decoder_ref, pictures, config, context, prediction_type="v_prediction"
+        )
         for c in _COMPONENTS
     )
     inputs: Any = SimpleNamespace(base=base, data=data, measure_clip=ClipScorer.load(options.clip))
     drawings: list[BundleDrawing] = []
 
     def draw(bundle: Path) -> DrawingScores:
-        drawings.append(bundle_drawing.run(bundle, inputs, unet_ref, decoder_ref, config, context))
+        drawings.append(
+            bundle_drawing.draw_beside_torch(bundle, inputs, unet_ref, decoder_ref, config, context)
+        )
         return drawings[0].scores
 
     _assemble(reports, base, config, context, options, weights=(unet_ref, decoder_ref), draw=draw)

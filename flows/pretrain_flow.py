@@ -62,13 +62,6 @@ class PretrainFlow(FlowSpec):
     def autoencoder(self) -> None:
         """The AutoencoderKL."""
         self.autoencoder_summary = run_pretraining(self, "autoencoder")
-        self.next(self.unet)
-
-    @card(type="blank", id="progress")
-    @step
-    def unet(self) -> None:
-        """The eps-prediction UNet."""
-        self.unet_summary = run_pretraining(self, "unet")
         self.next(self.openclip_measure)
 
     @card(type="blank", id="progress")
@@ -76,6 +69,13 @@ class PretrainFlow(FlowSpec):
     def openclip_measure(self) -> None:
         """The evaluator that only measures."""
         self.openclip_measure_summary = run_pretraining(self, "openclip_measure")
+        self.next(self.unet)
+
+    @card(type="blank", id="progress")
+    @step
+    def unet(self) -> None:
+        """The eps-prediction UNet."""
+        self.unet_summary = run_pretraining(self, "unet")
         self.next(self.velocity_warm_start)
 
     @card(type="blank", id="progress")

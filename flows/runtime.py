@@ -9,8 +9,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from metaflow.cards import Markdown, ProgressBar
 
 from artifacts_schema.base import Provenance, Record, content_hash, meaning
 from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
-from artifacts_schema.plan import InputName, RunPlan
+from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.cache.keys import CacheResult, StageKey
 from steps.cache.notes import StageUse, stage_of_run, stage_uses
 from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
-from steps.cache.stage_versions import source_hash, stage_version
+from steps.stages.table import Stage, earlier_of, meaning_of
+from steps.stages.versions import source_hash, stage_version
 from steps.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -96,41 +98,49 @@ class CardProgress:
         self._bar = None
 
 
-def run_stage(  # noqa: PLR0913 - the parts of a cache key
-    stage: str,
-    work: Callable[[Any, Any], Record],
-    *,
+def run_stage(
+    stage: Stage,
     config: SnapFusionConfig,
-    settings: Mapping[str, Any],
-    plan: RunPlan | None = None,
-    reads: Sequence[InputName] = (),
-    inputs: Mapping[str, str] | None = None,
+    records: Mapping[str, Any],
     label: str = "",
-    extra: Mapping[str, Any] | None = None,
-) -> CacheResult:
-    """The record of one stage, from the cache or by calling `work(context, inputs)`.
+    *,
+    identities: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    work: Callable[[Any, Any], Record] | None = None,
+) -> Any:
+    """The record of one task of a stage, from the cache or by calling `run` of the stage's module.
 
-    `settings` are what the stage reads of the configuration, by name: sections, of which volatile fields do not count,
-    or single values. `reads` names what it reads of the plan: `work` is given a StageInputs that has nothing else.
-    `inputs` are the identities of everything else it is given, `label` distinguishes the tasks of one foreach. Prints
-    the outcome and puts it on the task's card.
+    `records` are those of the run so far, by stage (and label). `identities` and `settings` join the cache key where a
+    stage reads more than its line in the table can say; `work(context, inputs)` then takes the place of the module's
+    `run` (`inputs` is None before there is a plan). Prints the outcome and puts it on the task's card.
     """
     configure_logging()
     store = store_of(config)
+    plan: RunPlan | None = records.get("start")
+    earlier = earlier_of(stage, records, label)
     key = StageKey(
-        stage=stage,
-        version=stage_version(stage),
-        config=meaning(settings),
-        inputs={name: plan.identity_of(name) for name in reads if plan} | dict(inputs or {}),
+        stage=stage.name,
+        version=stage_version(stage.name),
+        config=meaning({**meaning_of(stage, config, label), **(settings or {})}),
+        inputs={name: plan.identity_of(name) for name in stage.reads if plan}
+        | {name: value.identity() if value is not None else "" for name, value in earlier.items()}
+        | dict(identities or {}),
         seed=config.run.seed,
-        extra=dict(extra or {}),
+        extra=table_identity(config) if stage.measures else {},
         label=label,
     )
 
     def given(context: Any) -> Record:
         from steps.inputs.loaded import StageInputs
+        from steps.inputs.settings import only
 
-        return work(context, StageInputs(plan, context, reads) if plan else None)
+        inputs = StageInputs(plan, context, stage.reads, earlier) if plan else None
+        if work:
+            return work(context, inputs)
+        record: Record = import_module(stage.import_name).run(
+            inputs, only(config, stage.settings, stage.name), context
+        )
+        return record
 
     result = stage_of_run(
         store,
@@ -140,15 +150,19 @@ def run_stage(  # noqa: PLR0913 - the parts of a cache key
         origin=current.origin_run_id,
         enabled=config.store.cache,
     )
-    name = f"{stage} {label}".strip()
-    print(f"{name}: cache {result.reason} ({key.sha256[:12]})")
+    _say(f"{stage.name} {label}".strip(), result)
+    return result.record
+
+
+def _say(name: str, result: CacheResult) -> None:
+    """Hit or miss, in the terminal and on the task's card."""
+    print(f"{name}: cache {result.reason} ({result.key[:12]})")
     current.card["progress"].append(
         Markdown(
-            f"**{name}** · cache {result.reason} · key `{key.sha256[:12]}` · "
+            f"**{name}** · cache {result.reason} · key `{result.key[:12]}` · "
             f"{result.record.provenance.wall_time_s:.1f} s when it ran"
         )
     )
-    return result
 
 
 def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:
@@ -163,6 +177,7 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
         store=store,
         work=store.work_folder(f"{key.stage}/{key.sha256}"),
         seed=spawn(config.run.seed, key.stage, key.label),
+        label=key.label,
         device=select_device(config.compute),
         progress=CardProgress(),
         mirror=store.mirror(f"{key.stage}/{key.sha256}"),
@@ -199,6 +214,19 @@ def _compute(config: SnapFusionConfig) -> ComputeConfig:
     """The compute section with the thread count decided."""
     threads = config.compute.threads or threads_per_task(usable_cores())
     return config.compute.model_copy(update={"threads": threads})
+
+
+def table_identity(config: SnapFusionConfig) -> dict[str, Any]:
+    """What a latency table depends on besides its configuration: the machine, or the files that are imported."""
+    profile = config.latency_profile
+    if profile.table is None:
+        return {} if profile.backend == "macs" else machine_identity(config)
+    files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
+    # A missing table has an empty hash, which no finished stage has: so it is read, and found missing.
+    return {
+        name: content_hash(path.read_text()) if path.is_file() else ""
+        for name, path in zip(("table", "manifest"), files, strict=True)
+    }
 
 
 def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:

@@ -36,68 +36,56 @@ class SnapFusionFlow(FlowSpec):
     @step
     def start(self) -> None:
         """Preflight: check everything that can fail cheaply, prepare the data once."""
-        self.plan = pack(stages.start(read_config(self)))
+        self.start_record = pack(stages.start(read_config(self)))
         self.next(self.latency_profile)
 
     @card(type="blank", id="progress")
     @step
     def latency_profile(self) -> None:
         """Time every block of the base."""
-        self.latency_table = pack(stages.latency_profile(read_config(self), unpack(self.plan)))
+        stages.latency_profile(self)
         self.next(self.velocity_finetuning)
 
     @card(type="blank", id="progress")
     @step
     def velocity_finetuning(self) -> None:
         """Turn the eps-prediction UNet into a v-prediction UNet."""
-        self.velocity = pack(stages.velocity_finetuning(read_config(self), unpack(self.plan)))
+        stages.run(self, "velocity_finetuning")
         self.next(self.robust_training, self.teacher_16, self.decoder_distillation)
 
     @card(type="blank", id="progress")
     @step
     def robust_training(self) -> None:
         """Train with blocks skipped at random."""
-        self.robust = pack(
-            stages.robust_training(read_config(self), unpack(self.plan), unpack(self.velocity))
-        )
+        stages.run(self, "robust_training")
         self.next(self.architecture_evolution)
 
     @card(type="blank", id="progress")
     @step
     def architecture_evolution(self) -> None:
         """Remove and copy blocks until the latency budget holds."""
-        self.evolution = pack(
-            stages.architecture_evolution(
-                read_config(self), unpack(self.plan), unpack(self.robust), unpack(self.latency_table)
-            )
-        )
+        stages.run(self, "architecture_evolution")
         self.next(self.student_16)
 
     @card(type="blank", id="progress")
     @step
     def student_16(self) -> None:
         """Distil the evolved UNet from 32 steps, its own or the full UNet's, to 16."""
-        self.student_16_record = pack(
-            stages.student_16(
-                read_config(self), unpack(self.plan), unpack(self.velocity), unpack(self.evolution)
-            )
-        )
+        stages.run(self, "student_16")
         self.next(self.distillation_inputs)
 
     @card(type="blank", id="progress")
     @step
     def teacher_16(self) -> None:
         """Distil the full UNet from its own 32 steps to 16, CFG-aware."""
-        self.teacher_16_record = pack(
-            stages.teacher_16(read_config(self), unpack(self.plan), unpack(self.velocity))
-        )
+        stages.run(self, "teacher_16")
         self.next(self.distillation_inputs)
 
     @card(type="blank", id="progress")
     @step
     def decoder_distillation(self) -> None:
         """Distil the half-width image decoder."""
-        self.decoder = pack(stages.decoder_distillation(read_config(self), unpack(self.plan)))
+        stages.run(self, "decoder_distillation")
         self.next(self.distillation_inputs)
 
     @step
@@ -110,21 +98,14 @@ class SnapFusionFlow(FlowSpec):
     @step
     def student_8(self) -> None:
         """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
-        self.student_8_record = pack(
-            stages.student_8(
-                read_config(self),
-                unpack(self.plan),
-                unpack(self.teacher_16_record),
-                unpack(self.student_16_record),
-            )
-        )
+        stages.run(self, "student_8")
         self.next(self.plan_evaluation, self.plan_export)
 
     @card(type="blank", id="progress")
     @step
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
-        self.real_pictures = pack(stages.real_pictures(read_config(self), unpack(self.plan)))
+        stages.run(self, "real_pictures")
         self.variants = list(read_config(self).evaluation.variants)
         self.next(self.evaluation, foreach="variants")
 
@@ -132,17 +113,13 @@ class SnapFusionFlow(FlowSpec):
     @step
     def evaluation(self) -> None:
         """Generate and measure one variant."""
-        self.evaluation_record = pack(
-            stages.evaluation(
-                read_config(self), stages.Records.of(self), unpack(self.real_pictures), self.input
-            )
-        )
+        stages.run(self, "evaluation", self.input)
         self.next(self.evaluation_summary)
 
     @step
     def evaluation_summary(self, inputs: Any) -> None:
         """Join the variants' records."""
-        self.evaluations = [item.evaluation_record for item in inputs]
+        self.evaluation_records = {item.input: item.evaluation_record for item in inputs}
         self.merge_artifacts(inputs, exclude=["evaluation_record"])
         self.next(self.report)
 
@@ -156,36 +133,23 @@ class SnapFusionFlow(FlowSpec):
     @step
     def coreml_export(self) -> None:
         """Convert one component to Core ML."""
-        self.component_report = pack(
-            stages.coreml_export(read_config(self), stages.Records.of(self), self.input)
-        )
+        stages.run(self, "coreml_export", self.input)
         self.next(self.coreml_compression)
 
     @card(type="blank", id="progress")
     @step
     def coreml_compression(self, inputs: Any) -> None:
         """Find the smallest weights with which the whole bundle still draws the same pictures."""
-        self.exported_reports = [item.component_report for item in inputs]
-        self.merge_artifacts(inputs, exclude=["component_report"])
-        record, reports = stages.coreml_compression(
-            read_config(self), stages.Records.of(self), [unpack(r) for r in self.exported_reports]
-        )
-        self.compression = pack(record)
-        self.component_reports = [pack(item) for item in reports]
+        self.coreml_export_records = {item.input: item.coreml_export_record for item in inputs}
+        self.merge_artifacts(inputs, exclude=["coreml_export_record"])
+        stages.run(self, "coreml_compression")
         self.next(self.bundle)
 
     @card(type="blank", id="progress")
     @step
     def bundle(self) -> None:
         """Put the components, the tokenizer and the manifest into one folder, and draw with it."""
-        manifest, drawing = stages.bundle(
-            read_config(self),
-            stages.Records.of(self),
-            [unpack(r) for r in self.component_reports],
-            unpack(self.compression),
-        )
-        self.manifest = pack(manifest)
-        self.bundle_drawing = pack(drawing) if drawing else None
+        stages.bundle(self)
         self.next(self.report)
 
     @card(type="blank", id="report")
@@ -193,13 +157,13 @@ class SnapFusionFlow(FlowSpec):
     def report(self, inputs: Any) -> None:
         """One card and one report.json with everything a person wants to see."""
         self.merge_artifacts(inputs, exclude=["variants", "components"])
-        self.run_report = pack(stages.report(read_config(self), self, current.card["report"]))
+        stages.report(self, current.card["report"])
         self.next(self.end)
 
     @step
     def end(self) -> None:
         """Say where everything is."""
-        stages.end(unpack(self.run_report), current.run_id)
+        stages.end(unpack(self.report_record), current.run_id)
 
 
 if __name__ == "__main__":

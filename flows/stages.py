@@ -1,46 +1,32 @@
-"""What each step body calls: which inputs and configuration sections a stage depends on, and the stage's function.
+"""Runs the stages of the table for the flow: from which records, and what is special about a few of them.
 
-The settings and identities given to `run_stage` are exactly what the stage reads, so that a changed value reruns exactly
-the stages downstream of it; of the plan a stage can read nothing else. Everything that imports torch is imported inside
-`work`, which only runs when the cache misses.
+What a stage reads stands in `steps.stages.table`. Everything that imports torch is imported by a stage's module, and
+that only when the cache misses.
 """
 
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts_schema.architecture import EvolutionRecord
-from artifacts_schema.base import Record, content_hash
-from artifacts_schema.bundle import (
-    REQUIRED_COMPONENTS,
-    BundleDrawing,
-    BundleManifest,
-    Component,
-    ComponentReport,
-    DrawingScores,
-    Scheme,
-)
+from artifacts_schema.base import Record
+from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.compression import CompressionRecord, compressed_reports
 from artifacts_schema.config import SnapFusionConfig, StoreConfig
-from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
-from artifacts_schema.latency import LatencyTable
 from artifacts_schema.plan import RunPlan
-from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
-from artifacts_schema.training import TrainingRecord
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
     CardProgress,
     inputs_hash,
-    machine_identity,
     output_folder,
+    pack,
     plain_context,
     provenance,
+    read_config,
     run_stage,
     run_uses,
     store_of,
@@ -48,41 +34,43 @@ from flows.runtime import (
 )
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
-from steps.store import get_bytes, local_folder
+from steps.stages.table import STAGES, values_of
+from steps.store import Store, get_bytes, local_folder
 
 
-@dataclass(frozen=True)
-class Records:
-    """Every record a finished part of the run has left, by its artifact."""
+class Records(Mapping[str, Any]):
+    """The records of a run so far, by stage and, in a foreach, label ("evaluation base_50").
 
-    plan: RunPlan
-    latency_table: LatencyTable
-    velocity: TrainingRecord
-    robust: TrainingRecord
-    evolution: EvolutionRecord
-    teacher_16: TrainingRecord
-    student_16: TrainingRecord
-    student_8: TrainingRecord
-    decoder: Any
+    A stage's record is the artifact `<stage>_record`; after the join of a foreach, `<stage>_records` has one per label.
+    """
 
-    @classmethod
-    def of(cls, flow: Any) -> "Records":
-        """Read them from a flow's artifacts."""
-        return cls(
-            plan=unpack(flow.plan),
-            latency_table=unpack(flow.latency_table),
-            velocity=unpack(flow.velocity),
-            robust=unpack(flow.robust),
-            evolution=unpack(flow.evolution),
-            teacher_16=unpack(flow.teacher_16_record),
-            student_16=unpack(flow.student_16_record),
-            student_8=unpack(flow.student_8_record),
-            decoder=unpack(flow.decoder),
-        )
+    def __init__(self, flow: Any) -> None:
+        self._flow = flow
+
+    def __getitem__(self, name: str) -> Any:
+        stage, _, label = name.partition(" ")
+        artifact = getattr(self._flow, f"{stage}_records" if label else f"{stage}_record", None)
+        if artifact is None or (label and label not in artifact):
+            raise KeyError(name)
+        return unpack(artifact[label] if label else artifact)
+
+    def __iter__(self) -> Iterator[str]:
+        for stage in STAGES:
+            labels = getattr(self._flow, f"{stage}_records", None)
+            if labels is not None:
+                yield from (f"{stage} {label}" for label in labels)
+            elif getattr(self._flow, f"{stage}_record", None) is not None:
+                yield stage
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-def _identity(ref: WeightsRef | None) -> str:
-    return ref.identity() if ref is not None else ""
+def run(flow: Any, stage: str, label: str = "") -> Any:
+    """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`."""
+    record = run_stage(STAGES[stage], read_config(flow), Records(flow), label)
+    setattr(flow, f"{stage}_record", pack(record))
+    return record
 
 
 def start(config: SnapFusionConfig) -> RunPlan:
@@ -96,22 +84,17 @@ def start(config: SnapFusionConfig) -> RunPlan:
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    raw = raw_data(config.data, PROJECT_ROOT, hashes)
 
     def work(context: Any, _: None) -> Record:
-        from steps.stages.start import run
+        from steps.stages.start import run as prepare
 
-        return run(config, context, PROJECT_ROOT, raw)
+        return prepare(raw, config, context, PROJECT_ROOT)
 
-    raw = raw_data(
-        config.data, PROJECT_ROOT, FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
-    )
     plan: RunPlan = run_stage(
-        "start",
-        work,
-        config=config,
-        settings={"base": config.base, "data": config.data},
-        inputs=input_identities(config, PROJECT_ROOT, raw),
-    ).record
+        STAGES["start"], config, {}, identities=input_identities(config, PROJECT_ROOT, raw), work=work
+    )
     print(_estimates(config, plan))
     return plan
 
@@ -128,524 +111,122 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
 
 
-def latency_profile(config: SnapFusionConfig, plan: RunPlan) -> LatencyTable:
-    """Time every block; refuse a latency budget that no removal reaches."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.latency_profile import run
-
-        return run(inputs.base, config.latency_profile, context)
-
-    table: LatencyTable = run_stage(
-        "latency_profile",
-        work,
-        config=config,
-        settings={"latency_profile": config.latency_profile},
-        plan=plan,
-        reads=["base"],
-        extra=_table_identity(config),
-    ).record
-    _check_budget(config, plan, table)
-    return table
-
-
-def _table_identity(config: SnapFusionConfig) -> dict[str, Any]:
-    """What a table depends on beside its configuration: the machine, or the files that are imported."""
-    profile = config.latency_profile
-    if profile.table is None:
-        return {} if profile.backend == "macs" else machine_identity(config)
-    files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
-    # A missing table has an empty hash, which no finished stage has: so it is read, and found missing.
-    return {
-        name: content_hash(path.read_text()) if path.is_file() else ""
-        for name, path in zip(("table", "manifest"), files, strict=True)
-    }
-
-
-def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) -> None:
-    """An impossible budget fails here, before hours of training, and not when evolution begins."""
+def latency_profile(flow: Any) -> None:
+    """Time every block; an impossible budget fails here, before hours of training, and not when evolution begins."""
     from steps.evolution.actions import check_reachable
 
+    table = run(flow, "latency_profile")
+    config, plan = read_config(flow), Records(flow)["start"]
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
     check_reachable(table, unet_config, config.architecture_evolution)
 
 
-def velocity_finetuning(config: SnapFusionConfig, plan: RunPlan) -> TrainingRecord:
-    """eps-prediction to v-prediction."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.velocity_finetuning import run
-
-        return run(
-            inputs.base,
-            inputs.data,
-            config.velocity_finetuning,
-            context,
-            warm_start=inputs.folder("velocity_warm_start"),
-        )
-
-    return run_stage(
-        "velocity_finetuning",
-        work,
-        config=config,
-        settings={"velocity_finetuning": config.velocity_finetuning},
-        plan=plan,
-        reads=["base", "data", "velocity_warm_start"],
-    ).record
+def bundle(flow: Any) -> None:
+    """Assemble the bundle from the packages that ship; it is put in place once it has drawn its pictures."""
+    config, records = read_config(flow), Records(flow)
+    reports = shipped(records, config)
+    manifest, drawing = assemble_bundle(config, records, reports)
+    flow.bundle_record = pack(manifest)
+    flow.bundle_drawing_record = pack(drawing) if drawing else None
 
 
-def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord) -> TrainingRecord:
-    """Training with blocks skipped at random."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.robust_training import run
-
-        return run(
-            inputs.base,
-            velocity.weights,
-            inputs.data,
-            config.robust_training,
-            context,
-            warm_start=inputs.folder("robust_warm_start"),
-        )
-
-    return run_stage(
-        "robust_training",
-        work,
-        config=config,
-        settings={"robust_training": config.robust_training},
-        plan=plan,
-        reads=["base", "data", "robust_warm_start"],
-        inputs={"velocity": velocity.weights.identity()},
-    ).record
+def shipped(records: Mapping[str, Any], config: SnapFusionConfig) -> list[ComponentReport]:
+    """One report per component, of the compressed package where that is what ships."""
+    exported = [records[f"coreml_export {name}"] for name in config.coreml_export.components]
+    return list(compressed_reports(exported, records["coreml_compression"]))
 
 
-def architecture_evolution(
-    config: SnapFusionConfig, plan: RunPlan, robust: TrainingRecord, table: LatencyTable
-) -> EvolutionRecord:
-    """Algorithm 1."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.architecture_evolution import run
-
-        return run(
-            inputs.base,
-            robust.weights,
-            table,
-            inputs.data,
-            inputs.signal_clip,
-            config.architecture_evolution,
-            context,
-        )
-
-    return run_stage(
-        "architecture_evolution",
-        work,
-        config=config,
-        settings={"architecture_evolution": config.architecture_evolution},
-        plan=plan,
-        reads=["base", "data", "signal_clip"],
-        inputs={"robust": robust.weights.identity(), "latency_table": table.identity()},
-    ).record
-
-
-def teacher_16(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord) -> TrainingRecord:
-    """The full UNet on half of its own grid."""
-    steps = config.step_distillation.intermediate_steps
-    return _step_distillation(
-        "teacher_16", config, plan, velocity.weights, velocity.weights, steps, cfg_aware=True
-    )
-
-
-def student_16(
-    config: SnapFusionConfig, plan: RunPlan, velocity: TrainingRecord, evolution: EvolutionRecord
-) -> TrainingRecord:
-    """The evolved UNet on half of its own grid, or of the full UNet's, vanilla loss."""
-    steps = config.step_distillation.intermediate_steps
-    teachers = {"architecture_evolution": evolution.weights, "velocity_finetuning": velocity.weights}
-    teacher = teachers[config.student_16.teacher]
-    return _step_distillation("student_16", config, plan, teacher, evolution.weights, steps, cfg_aware=False)
-
-
-def student_8(
-    config: SnapFusionConfig, plan: RunPlan, teacher: TrainingRecord, student: TrainingRecord
-) -> TrainingRecord:
-    """From the intermediate grid to the final one; the teacher is the full UNet."""
-    steps = config.step_distillation.final_steps
-    return _step_distillation(
-        "student_8", config, plan, teacher.weights, student.weights, steps, cfg_aware=True
-    )
-
-
-def _step_distillation(
-    stage: str,
-    config: SnapFusionConfig,
-    plan: RunPlan,
-    teacher: Any,
-    student: Any,
-    steps: int,
-    *,
-    cfg_aware: bool,
-) -> TrainingRecord:
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.step_distillation import run
-
-        return run(
-            inputs.base,
-            teacher,
-            student,
-            inputs.data,
-            config.step_distillation,
-            getattr(config, stage),
-            context,
-            student_steps=steps,
-            cfg_aware=cfg_aware,
-        )
-
-    return run_stage(
-        stage,
-        work,
-        config=config,
-        settings={
-            "step_distillation": config.step_distillation.meaning_for(cfg_aware=cfg_aware),
-            stage: getattr(config, stage),
-        },
-        plan=plan,
-        reads=["base", "data"],
-        inputs={"teacher": teacher.identity(), "student": student.identity()},
-    ).record
-
-
-def decoder_distillation(config: SnapFusionConfig, plan: RunPlan) -> Any:
-    """The half-width decoder."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.decoder_distillation import run
-
-        return run(inputs.base, inputs.data, config.decoder_distillation, context)
-
-    return run_stage(
-        "decoder_distillation",
-        work,
-        config=config,
-        settings={"decoder_distillation": config.decoder_distillation},
-        plan=plan,
-        reads=["base", "data"],
-    ).record
-
-
-def real_pictures(config: SnapFusionConfig, plan: RunPlan) -> RealPicturesRecord:
-    """Measure the split's own pictures, once for all variants."""
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.real_pictures import run
-
-        return run(inputs, config.evaluation, context)
-
-    return run_stage(
-        "real_pictures",
-        work,
-        config=config,
-        settings={"evaluation": config.evaluation},
-        plan=plan,
-        reads=["data", "measure_clip", "inception"],
-    ).record
-
-
-def evaluation(
-    config: SnapFusionConfig, records: Records, real: RealPicturesRecord, variant: str
-) -> EvaluationRecord:
-    """Draw and measure one variant."""
-    from steps.evaluation.variants import variants
-
-    plan = records.plan
-    chosen = variants(
-        evaluation=config.evaluation,
-        distillation=config.step_distillation,
-        prediction_type="v_prediction" if plan.prediction_type == "v_prediction" else "epsilon",
-        teacher=records.teacher_16.weights,
-        student_intermediate=records.student_16.weights,
-        student=records.student_8.weights,
-        decoder=records.decoder.weights,
-    )[variant]
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.evaluation import run
-
-        return run(chosen, real, inputs, config.evaluation, context)
-
-    return run_stage(
-        "evaluation",
-        work,
-        config=config,
-        settings={"evaluation": config.evaluation, "steps": chosen.steps},
-        plan=plan,
-        reads=["base", "data", "measure_clip", "inception"],
-        inputs={
-            "real_pictures": real.identity(),
-            "unet": _identity(chosen.unet),
-            "decoder": _identity(chosen.decoder),
-        },
-        label=variant,
-    ).record
-
-
-def coreml_export(config: SnapFusionConfig, records: Records, component: Component) -> ComponentReport:
-    """Convert one component of what ships: the student, the small decoder, the base's text encoder."""
-    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.export.samples import Pictures
-        from steps.stages.coreml_export import NEEDED_WEIGHTS, run
-
-        return run(
-            component,
-            inputs.base_with(NEEDED_WEIGHTS[component]),
-            unet,
-            decoder,
-            Pictures.of(inputs.data, config.coreml_export.program_check.captions),
-            config.coreml_export,
-            context,
-            prediction_type="v_prediction",
-            attribution=plan.data.attribution,
-        )
-
-    used = {"unet": unet, "vae_decoder": decoder}.get(component)
-    return run_stage(
-        "coreml_export",
-        work,
-        config=config,
-        settings={"coreml_export": config.coreml_export.meaning_for(component)},
-        plan=plan,
-        reads=["base", "data"],
-        inputs={"weights": _identity(used)},
-        label=component,
-    ).record
-
-
-def coreml_compression(
-    config: SnapFusionConfig, records: Records, reports: Sequence[ComponentReport]
-) -> tuple[CompressionRecord, tuple[ComponentReport, ...]]:
-    """What was tried, and the reports with the packages that ship."""
-    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
-    drawn = _drawn_with(reports)
-
-    def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.coreml_compression import run
-
-        folder: Path | None = None
-        if len(drawn) == len(REQUIRED_COMPONENTS):
-            folder = context.work / "uncompressed"
-            _assemble(config, records, drawn, inputs, folder)
-        return run(
-            folder,
-            inputs,
-            unet,
-            decoder,
-            config.coreml_export,
-            config.coreml_compression,
-            context,
-        )
-
-    record: CompressionRecord = run_stage(
-        "coreml_compression",
-        work,
-        config=config,
-        settings={
-            "coreml_compression": config.coreml_compression,
-            "coreml_export.program_check.timesteps": config.coreml_export.program_check.timesteps,
-            **_drawing_settings(config),
-        },
-        plan=plan,
-        reads=["base", "data", "signal_clip"],
-        inputs=_drawing_inputs(drawn, unet, decoder),
-    ).record
-    return record, compressed_reports(reports, record)
-
-
-def _drawn_with(reports: Sequence[ComponentReport]) -> list[ComponentReport]:
-    """The components that pictures are drawn with; the optional ones change none."""
-    return [report for report in reports if report.component in REQUIRED_COMPONENTS]
-
-
-def _drawing_settings(config: SnapFusionConfig) -> dict[str, Any]:
-    """What decides the pictures of a bundle, besides its components."""
-    return {
-        "coreml_export.guidance_scale": config.coreml_export.guidance_scale,
-        "coreml_export.program_check.pictures": config.coreml_export.program_check.pictures,
-        "step_distillation.final_steps": config.step_distillation.final_steps,
-    }
-
-
-def _drawing_inputs(
-    reports: Sequence[ComponentReport], unet: WeightsRef, decoder: WeightsRef
-) -> dict[str, str]:
-    """A bundle's components, and the models that torch draws with beside it."""
-    components = {report.component: report.identity() for report in reports}
-    return components | {"torch unet": unet.identity(), "torch decoder": decoder.identity()}
-
-
-def bundle(
-    config: SnapFusionConfig,
-    records: Records,
-    reports: Sequence[ComponentReport],
-    compression: CompressionRecord,
-) -> tuple[BundleManifest, BundleDrawing | None]:
-    """Put everything a runtime needs into one folder, named by what is in it, once it has drawn pictures."""
+def assemble_bundle(
+    config: SnapFusionConfig, records: Mapping[str, Any], reports: Sequence[ComponentReport]
+) -> tuple[BundleManifest, Any]:
+    """The bundle's manifest, and the record of what it has drawn (None for one that cannot draw)."""
     # First of all: it also quiets coremltools, which warns while it is imported.
     context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
 
     from steps.inputs.loaded import StageInputs
+    from steps.stages.bundle import assemble
 
-    drawn: list[BundleDrawing] = []
+    compression: CompressionRecord = records["coreml_compression"]
+    drawn: list[Any] = []
 
     def draw(folder: Path) -> DrawingScores:
-        drawn.append(_bundle_drawing(config, records, reports, compression, folder))
-        return drawn[0].scores
+        drawn.append(bundle_drawing(config, records, reports, folder))
+        scores: DrawingScores = drawn[0].scores
+        return scores
 
-    manifest = _assemble(
-        config,
-        records,
+    refs = {
+        "torch unet": records["student_8"].weights,
+        "torch decoder": records["decoder_distillation"].weights,
+    }
+    made_of = {name: records[name] for name in ("start", "student_8", "decoder_distillation")}
+    manifest = assemble(
         reports,
-        StageInputs(records.plan, context),
-        bundle_folder(config, records.plan, reports),
+        StageInputs(records["start"], context, earlier=refs),
+        config,
+        bundle_folder(config, records["start"], reports),
+        made_of=made_of | {"data": records["start"].data},
         schemes=compression.chosen,
         draw=draw,
     )
     return manifest, drawn[0] if drawn else None
 
 
-def _assemble(
-    config: SnapFusionConfig,
-    records: Records,
-    reports: Sequence[ComponentReport],
-    inputs: Any,
-    target: Path,
-    *,
-    schemes: Mapping[str, Scheme] | None = None,
-    draw: Callable[[Path], DrawingScores] | None = None,
-) -> BundleManifest:
-    """Write a bundle of the run's models to `target`; see `assemble_bundle`."""
-    from steps.diffusion.schedule import NoiseSchedule
-    from steps.stages.coreml_export import assemble_bundle
-
-    base = inputs.base
-    schedule = NoiseSchedule.from_config(base.scheduler_config)
-    steps = config.step_distillation.final_steps
-    return assemble_bundle(
-        reports,
-        base.path,
-        inputs.context.store,
-        target,
-        steps=steps,
-        guidance_scale=config.coreml_export.guidance_scale,
-        schedule=base.scheduler_config,
-        timesteps=schedule.grid(steps).tolist(),
-        prediction_type="v_prediction",
-        scaling_factor=base.scaling_factor,
-        weights={
-            "unet": records.student_8.weights.sha256,
-            "vae_decoder": records.decoder.weights.sha256,
-            "base": records.plan.base_identity,
-        },
-        made_of={
-            "start": records.plan.identity(),
-            "data": records.plan.data.identity(),
-            "student_8": records.student_8.identity(),
-            "decoder_distillation": records.decoder.identity(),
-        },
-        attribution=records.plan.data.attribution,
-        schemes=schemes,
-        draw=draw,
-    )
-
-
-def _bundle_drawing(
-    config: SnapFusionConfig,
-    records: Records,
-    reports: Sequence[ComponentReport],
-    compression: CompressionRecord,
-    folder: Path,
-) -> BundleDrawing:
+def bundle_drawing(
+    config: SnapFusionConfig, records: Mapping[str, Any], reports: Sequence[ComponentReport], folder: Path
+) -> Any:
     """Draw with the bundle in `folder`, beside torch; from the cache where the same components have drawn before."""
-    plan, unet, decoder = records.plan, records.student_8.weights, records.decoder.weights
-    compressed = any(scheme != "fp16" for scheme in compression.chosen.values())
+    compressed = any(scheme != "fp16" for scheme in records["coreml_compression"].chosen.values())
     gates = config.coreml_compression if compressed else config.coreml_export.program_check
     gate = gates.min_image_psnr_db
 
     def work(context: Any, inputs: Any) -> Record:
-        from steps.stages.bundle_drawing import run
+        from steps.stages.bundle_drawing import draw_beside_torch
 
-        return run(folder, inputs, unet, decoder, config.coreml_export, context, min_image_psnr_db=gate)
+        return draw_beside_torch(
+            folder,
+            inputs,
+            inputs.earlier("torch unet"),
+            inputs.earlier("torch decoder"),
+            config.coreml_export,
+            context,
+            min_image_psnr_db=gate,
+        )
 
-    drawing: BundleDrawing = run_stage(
-        "bundle_drawing",
-        work,
-        config=config,
-        settings={"min_image_psnr_db": gate, **_drawing_settings(config)},
-        plan=plan,
-        reads=["base", "data", "measure_clip"],
-        inputs=_drawing_inputs(_drawn_with(reports), unet, decoder),
-    ).record
-    return drawing
+    packages = {f"coreml_export {report.component}": report for report in reports}
+    return run_stage(
+        STAGES["bundle_drawing"],
+        config,
+        {name: records[name] for name in ("start", "student_8", "decoder_distillation")} | packages,
+        settings={"min_image_psnr_db": gate},
+        work=work,
+    )
 
 
 def bundle_folder(config: SnapFusionConfig, plan: RunPlan, reports: Sequence[ComponentReport]) -> Path:
     """A bundle's folder carries the hash of what is in it: two runs with the same result share it."""
-    contents = [[report.identity() for report in reports], plan.base_identity, _drawing_settings(config)]
+    drawing = values_of(config, STAGES["bundle_drawing"].settings)
+    contents = [[report.identity() for report in reports], plan.base_identity, drawing]
     return WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash(contents)[:16]
 
 
-def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
+def report(flow: Any, card: Any) -> None:
     """Compare the variants, write report.json and pictures, and fill the card."""
     from flows.cards import render
-    from steps.report.page import RunRecords
-    from steps.stages.report import compare_all, run
+    from steps.stages.report import page_records
+    from steps.stages.report import run as write_report
 
     started, code = time.monotonic(), code_version()
-    records, store = Records.of(flow), store_of(config)
-    evaluations = [unpack(item) for item in flow.evaluations]
-    components = [unpack(item) for item in flow.component_reports]
-    trainings = {
-        "velocity_finetuning": records.velocity,
-        "robust_training": records.robust,
-        "teacher_16": records.teacher_16,
-        "student_16": records.student_16,
-        "student_8": records.student_8,
-        "decoder_distillation": records.decoder,
-    }
-    everything: dict[str, Record] = {
-        "start": records.plan,
-        "latency_profile": records.latency_table,
-        **trainings,
-    }
-    everything |= {"architecture_evolution": records.evolution, "real_pictures": unpack(flow.real_pictures)}
-    everything |= {f"evaluation {item.variant}": item for item in evaluations}
-    everything |= {f"coreml_export {item.component}": item for item in components}
-    compression = unpack(flow.compression)
-    everything |= {"coreml_compression": compression}
-    drawing = unpack(flow.bundle_drawing) if flow.bundle_drawing else None
-    everything |= {"bundle_drawing": drawing} if drawing else {}
-    page_records = RunRecords(
-        name=config.run.name,
-        smoke=config.run.smoke,
-        latency_table=records.latency_table,
-        trainings=trainings,
-        evolution=records.evolution,
-        evaluations=evaluations,
-        comparisons=compare_all(store, evaluations),
-        components=components,
-        manifest=unpack(flow.manifest),
-        drawing=drawing,
-        compression=compression,
-        previous=previous_reports(config, store),
-    )
-    result, page = run(
+    config, found = read_config(flow), Records(flow)
+    store, records = store_of(config), dict(found)
+    components = shipped(records, config)
+    records |= {f"coreml_export {item.component}": item for item in components}
+    manifest: BundleManifest = unpack(flow.bundle_record)
+    result, page = write_report(
         config,
-        page_records,
-        everything,
+        page_records(config, records, manifest, store, previous_reports(config, store)),
+        records,
         store,
-        bundle=bundle_folder(config, records.plan, components),
+        bundle=bundle_folder(config, records["start"], components),
         output=output_folder(config),
         uses=run_uses(store),
         code=code,
@@ -654,10 +235,10 @@ def report(config: SnapFusionConfig, flow: Any, card: Any) -> RunReport:
         ),
     )
     render(card, page)
-    return result
+    flow.report_record = pack(result)
 
 
-def previous_reports(config: SnapFusionConfig, store: Any) -> list[dict[str, Any]]:
+def previous_reports(config: SnapFusionConfig, store: Store) -> list[dict[str, Any]]:
     """Headlines of the runs named in `report.compare_to`. Raises ConfigError for one that is not in the store."""
     found = []
     for run_id in config.report.compare_to:

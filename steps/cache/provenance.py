@@ -10,7 +10,7 @@ from pathlib import Path
 from artifacts_schema.report import CodeVersion
 
 DISTRIBUTION = "snapfusion-pipeline"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("flows", "steps", "artifacts_schema")  # changed files elsewhere change no result
 _GIT_S = 30.0
 

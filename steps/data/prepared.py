@@ -26,7 +26,7 @@ from steps.store.base import Store, get_bytes
 from steps.training.randomness import keyed_normal, keyed_uniform
 
 logger = logging.getLogger(__name__)
-PICTURE_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+NEEDED_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SHARD_BYTES = 64 << 20
 _BATCH = 64
 _ENCODED_PIXELS = (
@@ -44,7 +44,7 @@ def prepare_data(
     """
     size = config.image_size or base.image_size
     source: Source = (
-        OpenMojiSource(size, config.limit)
+        OpenMojiSource(size, config.limit, config.variants)
         if config.source == "openmoji"
         else WebDatasetSource(config, project_root, size)
     )
@@ -53,21 +53,16 @@ def prepare_data(
 
 def prepare_source(base: BaseModel, source: Source, store: Store, *, progress: Progress) -> PreparedDataRef:
     """Encode everything `source` yields; see `prepare_data`."""
-    writers: dict[SplitName, _SplitWriter] = {name: _SplitWriter(base, store) for name in SPLIT_NAMES}
-    composition = source.composition()
-    total = source.total + len(composition)
-    progress.start(f"preparing {source.name}", total)
-    done = 0
-    for picture in source.pictures():
+    writers: dict[SplitName, _SplitWriter] = {
+        name: _SplitWriter(base, store, source.variants) for name in SPLIT_NAMES
+    }
+    progress.start(f"preparing {source.name}", source.total)
+    for done, picture in enumerate(source.pictures(), start=1):
         writers[picture.split].add(picture)
-        done += 1
         if done % _BATCH == 0:
             progress.update(done)
-    for start in range(0, len(composition), _BATCH):
-        writers["composition"].add_captions(composition[start : start + _BATCH])
-        progress.update(min(done + start + _BATCH, total))
     splits = {name: writer.finish() for name, writer in writers.items()}
-    progress.update(total)
+    progress.update(source.total)
     progress.close()
     _check_splits(splits, source)
     empty = encode_captions(base.tokenizer, base.text_encoder, [""])
@@ -89,7 +84,7 @@ def _check_splits(splits: dict[SplitName, PreparedSplit], source: Source) -> Non
     if source.skipped:
         logger.warning("%s: skipped %s of %d items", source.name, dict(source.skipped), source.total)
     logger.info("%s: %s", source.name, sizes)
-    empty = [name for name in PICTURE_SPLITS if sizes[name] == 0]
+    empty = [name for name in NEEDED_SPLITS if sizes[name] == 0]
     if empty:
         raise DataError(
             f"expected pictures in every split, found {sizes} from {source.total} items; the split follows "
@@ -100,9 +95,11 @@ def _check_splits(splits: dict[SplitName, PreparedSplit], source: Source) -> Non
 class _SplitWriter:
     """Encodes the rows of one split in batches and stores them in shards."""
 
-    def __init__(self, base: BaseModel, store: Store) -> None:
+    def __init__(self, base: BaseModel, store: Store, variants: int) -> None:
         self._base = base
         self._store = store
+        self._variants = variants
+        self._size = 0
         self._captions: list[str] = []
         self._waiting: list[Picture] = []
         self._embeddings = _ShardWriter(store)
@@ -114,16 +111,13 @@ class _SplitWriter:
         if len(self._waiting) == _BATCH:
             self._encode()
 
-    def add_captions(self, captions: Sequence[str]) -> None:
-        self._captions += captions
-        self._embeddings.add(encode_captions(self._base.tokenizer, self._base.text_encoder, captions))
-
     def finish(self) -> PreparedSplit:
         if self._waiting:
             self._encode()
         captions = json.dumps(self._captions, ensure_ascii=False).encode()
         return PreparedSplit(
-            size=len(self._captions),
+            size=self._size,
+            variants=self._variants,
             captions=self._store.put_bytes(captions),
             embeddings=self._embeddings.finish(),
             moments=self._moments.finish(),
@@ -134,7 +128,12 @@ class _SplitWriter:
         images = torch.stack([picture.image for picture in self._waiting])
         self._images.add(images)
         self._moments.add(encode_moments(self._base, images))
-        self.add_captions([picture.caption for picture in self._waiting])
+        first = -self._size % self._variants  # of the waiting ones, that begins a caption
+        captions = [picture.caption for picture in self._waiting[first :: self._variants]]
+        if captions:
+            self._embeddings.add(encode_captions(self._base.tokenizer, self._base.text_encoder, captions))
+        self._captions += captions
+        self._size += len(self._waiting)
         self._waiting = []
 
 
@@ -193,7 +192,7 @@ class _Rows:
     def take(self, indices: Tensor) -> Tensor:
         """Rows at `indices` (n,) in that order."""
         if self.size == 0:
-            raise DataError("this split holds captions only, neither pictures nor latents")
+            raise DataError("this split is empty")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.size:
             raise IndexError(
                 f"expected indices in [0, {self.size}), found {int(indices.min())}..{int(indices.max())}"
@@ -246,22 +245,24 @@ class PreparedData:
         return self.ref.latent_shape
 
     def size(self, split: str) -> int:
-        """Number of captions (and of pictures, except in `composition`); 0 for a split that is not there."""
+        """Number of pictures; 0 for a split that is not there."""
         return found.size if (found := self._split(split)) else 0
 
     def captions(self, split: str) -> list[str]:
-        """All captions of a split, by index."""
+        """The caption of every picture of a split; variants of a picture share theirs."""
         if split not in self._captions:
             found = self._split(split)
-            self._captions[split] = json.loads(get_bytes(self._store, found.captions)) if found else []
+            names = json.loads(get_bytes(self._store, found.captions)) if found else []
+            self._captions[split] = [name for name in names for _ in range(found.variants if found else 1)]
         return list(self._captions[split])
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         """Text embeddings, float32 (n, tokens, width)."""
-        return self._take(split, "embeddings", indices)
+        found = self._split(split)
+        return self._take(split, "embeddings", indices // (found.variants if found else 1))
 
     def images(self, split: str, indices: Tensor) -> Tensor:
-        """Pictures as prepared, uint8 (n, 3, H, W). Raises DataError for a split of captions alone."""
+        """Pictures as prepared, uint8 (n, 3, H, W)."""
         return self._take(split, "images", indices)
 
     def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:

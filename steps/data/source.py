@@ -1,7 +1,7 @@
 """What every source of captioned pictures looks like to `steps.data.prepared`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,12 +12,9 @@ from steps.data.openmoji import (
     SPLITS,
     Captioned,
     Split,
-    composition_captions,
-    draw,
     list_openmoji,
 )
-
-_DRAW_TOGETHER = 64
+from steps.data.variants import draw_variants
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,15 @@ class Source(Protocol):
         """Items that `pictures` looks at, skipped ones included."""
 
     @property
+    def variants(self) -> int:
+        """Pictures of one caption, which `pictures` yields one after the other."""
+
+    @property
     def skipped(self) -> Mapping[str, int]:
         """Left-out items by reason; complete once `pictures` is used up."""
 
     def pictures(self) -> Iterator[Picture]:
         """Every usable picture. Raises DataError when too many are not."""
-
-    def composition(self) -> Sequence[str]:
-        """Captions of known words in combinations without a picture; may be empty."""
 
 
 def well_mixed(keys: Iterable[str], limit: int | None) -> list[str]:
@@ -72,24 +70,24 @@ def _digest(key: str) -> bytes:
 
 
 class OpenMojiSource:
-    """The embedded pictures; `limit` bounds every split."""
+    """The embedded pictures, `variants` of each caption; `limit` bounds the captions of every split."""
 
     name = "openmoji"
     attribution = ATTRIBUTION
 
-    def __init__(self, image_size: int, limit: int | None) -> None:
+    def __init__(self, image_size: int, limit: int | None, variants: int = 1) -> None:
         self._size = image_size
-        self._limit = limit
-        self._everything = list_openmoji()
+        self.variants = variants
+        everything = list_openmoji()
         chosen: set[str] = set()
         for split in SPLITS:
-            chosen |= set(well_mixed((item.code for item in self._everything if item.split == split), limit))
-        self._items: list[Captioned] = [item for item in self._everything if item.code in chosen]
+            chosen |= set(well_mixed((item.code for item in everything if item.split == split), limit))
+        self._items: list[Captioned] = [item for item in everything if item.code in chosen]
 
     @property
     def total(self) -> int:
         """See Source."""
-        return len(self._items)
+        return len(self._items) * self.variants
 
     @property
     def skipped(self) -> Mapping[str, int]:
@@ -98,13 +96,6 @@ class OpenMojiSource:
 
     def pictures(self) -> Iterator[Picture]:
         """See Source."""
-        for start in range(0, len(self._items), _DRAW_TOGETHER):
-            items = self._items[start : start + _DRAW_TOGETHER]
-            images = draw([item.code for item in items], self._size)
-            for item, image in zip(items, images, strict=True):
+        for item in self._items:
+            for image in draw_variants([item.code], self._size, self.variants):
                 yield Picture(item.split, item.caption, image)
-
-    def composition(self) -> Sequence[str]:
-        """See Source; built from all train captions, whatever the limit."""
-        train = [item.caption for item in self._everything if item.split == "train"]
-        return well_mixed(composition_captions(train), self._limit)

@@ -166,6 +166,7 @@ class WebDatasetSource:
 
     name = "webdataset"
     attribution = ""
+    variants = 1
 
     def __init__(self, config: DataConfig, project_root: Path, image_size: int) -> None:
         """Check and index the shards; see `check_shards` for the errors."""
@@ -206,10 +207,6 @@ class WebDatasetSource:
         finally:
             if current is not None:
                 current[1].close()
-
-    def composition(self) -> Sequence[str]:
-        """See Source: nothing is known about how these captions are made up."""
-        return ()
 
     def _read(self, sample: Sample, file: io.BufferedReader) -> Picture | None:
         try:

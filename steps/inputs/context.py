@@ -22,13 +22,14 @@ class StageContext:
 
     `work` holds the stage's checkpoints and scratch files and lies under its cache key, so that an interrupted stage
     finds them again whatever the run id is. `mirror` keeps the checkpoints where another machine finds them. `seed` is the
-    stage's own child seed.
+    stage's own child seed, `label` the task of a foreach.
     """
 
     stage: str
     store: Store
     work: Path
     seed: int
+    label: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = field(default_factory=NullProgress)
     mirror: Mirror | None = None

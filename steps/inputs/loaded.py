@@ -3,10 +3,10 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.references import FolderRef
@@ -19,18 +19,37 @@ from steps.store.base import PARTIAL
 
 
 class StageInputs:
-    """Base, data, warm starts and evaluators of one run, from its plan.
+    """Base, data, warm starts and evaluators of one run, from its plan, and results of earlier stages.
 
-    A stage whose result is cached is given `reads`, the inputs in its cache key: reading any other raises ConfigError,
-    or a change of that input would go unnoticed.
+    A stage whose result is cached is given `reads` and `earlier`, the inputs in its cache key: reading any other raises
+    ConfigError, or a change of that input would go unnoticed.
     """
 
     def __init__(
-        self, plan: RunPlan, context: StageContext, reads: Collection[InputName] = get_args(InputName)
+        self,
+        plan: RunPlan,
+        context: StageContext,
+        reads: Collection[InputName] = get_args(InputName),
+        earlier: Mapping[str, Any] | None = None,
     ) -> None:
         self._plan = plan
         self._reads = reads
+        self._earlier = earlier or {}
         self.context = context
+
+    def earlier(self, name: str) -> Any:
+        """An earlier stage's record or weights, by the name in the stage's `after`; None for the base's own."""
+        if name not in self._earlier:
+            raise ConfigError(
+                f"{self.context.stage} reads {name!r}, but only {', '.join(self._earlier) or 'nothing'} of earlier "
+                "stages is in its cache key; name it in the stage's `after` in steps/stages/table.py"
+            )
+        return self._earlier[name]
+
+    @property
+    def earlier_names(self) -> tuple[str, ...]:
+        """What `earlier` knows; a result that this run does not have is not among them."""
+        return tuple(self._earlier)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -40,6 +59,11 @@ class StageInputs:
     def base_with(self, only: Collection[WeightsOf]) -> BaseModel:
         """The base with the weights of `only` these components, see `load_base`."""
         return load_base(self._required("base"), only=only)
+
+    @property
+    def base_identity(self) -> str:
+        """What the base's folder holds, whatever lies beside it in the store."""
+        return self._readable("base").base_identity
 
     @cached_property
     def data(self) -> PreparedData:
@@ -75,7 +99,7 @@ class StageInputs:
         if name not in self._reads:
             raise ConfigError(
                 f"{self.context.stage} reads the run's {name}, but only {', '.join(self._reads)} in its cache key; "
-                "name it in the `reads` of the stage in flows/stages.py"
+                "name it in the `reads` of the stage in steps/stages/table.py"
             )
         return self._plan
 

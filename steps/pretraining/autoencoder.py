@@ -10,13 +10,16 @@ from torch.nn import functional
 
 from artifacts_schema.pretraining import AutoencoderConfig
 from steps.files.progress import Progress
+from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
 from steps.training.loop import TrainingOutcome, train
 from steps.training.randomness import keyed_normal
 
 LATENT_CHANNELS = 4
-_EVALUATE_EVERY = 250
+_EVALUATE_EVERY = 100
+_MEASURED = 120  # validation pictures whose PSNR chooses
+_SCALED_BY = 1024  # train pictures that the scaling factor is measured on
 
 
 def new_autoencoder(config: AutoencoderConfig, *, image_size: int) -> AutoencoderKL:
@@ -45,11 +48,17 @@ def train_autoencoder(
     seed: int,
     folder: Path,
     progress: Progress,
-) -> TrainingOutcome:
-    """Train; the result's scaling factor makes the latents of the train split unit-variance."""
+) -> tuple[TrainingOutcome, dict[str, float]]:
+    """Train, keep the state with the best validation PSNR, scale the latents of the train split to unit variance."""
+    best = Best(folder / "best", "psnr_db", highest=True)
+    measured = validation.spread(_MEASURED).images
 
     def evaluate(iteration: int, model: nn.Module) -> dict[str, float]:
-        return {} if iteration % _EVALUATE_EVERY else {"psnr_db": psnr_db(model, validation.images[:64])}
+        if iteration % _EVALUATE_EVERY:
+            return {}
+        value = psnr_db(model, measured)
+        best.offer(iteration, value, model)
+        return {best.measure: value}
 
     outcome = train(
         new_autoencoder(config, image_size=train_set.images.shape[-1]),
@@ -62,8 +71,9 @@ def train_autoencoder(
         on_interval=evaluate,
         description="autoencoder",
     )
-    set_scaling_factor(outcome.model, train_set.images)
-    return outcome
+    chosen = best.load(outcome.model)
+    set_scaling_factor(outcome.model, train_set.spread(_SCALED_BY).images)
+    return outcome, chosen
 
 
 class AutoencoderLoss:

@@ -12,12 +12,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from artifacts_schema.pretraining import UNetConfig
 from steps.data.prepared import PreparedData
 from steps.diffusion.losses import Sampling
+from steps.diffusion.parameterization import noisy
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import Progress
+from steps.pretraining.best import Best
 from steps.training.batch import Batch
 from steps.training.loop import TrainingOutcome, train
+from steps.training.randomness import keyed_normal, keyed_uniform
 
 SHARD = "16MB"
+_EVALUATE_EVERY = 500
+_MEASURED = 240
+_TIMES = 4
+_TOGETHER = 48
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -59,21 +66,61 @@ def train_unet(
     seed: int,
     folder: Path,
     progress: Progress,
-) -> TrainingOutcome:
-    """Plain eps prediction: mean squared error at t uniform over all timesteps, some captions left out."""
-    sampling = Sampling(
-        data, NoiseSchedule.from_config(SCHEDULER), config.caption_dropout, torch.device("cpu")
-    )
-    return train(
+) -> tuple[TrainingOutcome, dict[str, float]]:
+    """Plain eps prediction, some captions left out; the averaged state with the lowest validation L_ori is kept."""
+    schedule = NoiseSchedule.from_config(SCHEDULER)
+    best = Best(folder / "best", "validation_l_ori", highest=False)
+
+    def evaluate(iteration: int, model: nn.Module) -> dict[str, float]:
+        if iteration % _EVALUATE_EVERY:
+            return {}
+        row = {
+            f"{split}_{name}": value
+            for split in ("train", "validation")
+            for name, value in held_out_losses(model, data, split, schedule).items()
+        }
+        best.offer(iteration, row[best.measure], model)
+        return row
+
+    outcome = train(
         unet,
-        NoiseLoss(sampling),
+        NoiseLoss(Sampling(data, schedule, config.caption_dropout, torch.device("cpu"))),
         training=config.training,
         samples=data.size("train"),
         seed=seed,
         folder=folder,
         progress=progress,
+        on_interval=evaluate,
         description="unet",
     )
+    return outcome, best.load(outcome.model)
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: nn.Module, data: PreparedData, split: str, schedule: NoiseSchedule
+) -> dict[str, float]:
+    """L_ori (error of the velocity) and error of eps, at the same pictures, noise and timesteps whenever called.
+
+    Up to _MEASURED pictures spread over the split, each at _TIMES timesteps, one from every part of the schedule.
+    """
+    unet: Any = model
+    pictures = torch.linspace(0, data.size(split) - 1, min(_MEASURED, data.size(split))).long()
+    errors = {"l_ori": 0.0, "eps_mse": 0.0}
+    for time in range(_TIMES):
+        for part in pictures.split(_TOGETHER):
+            keys: Any = {"seed": 0, "iteration": time, "indices": part}
+            x = data.latents(split, part, seed=0, iteration=time)
+            eps = keyed_normal(tuple(x.shape[1:]), name="held_out.noise", **keys)
+            place = keyed_uniform(0.0, 1.0, name="held_out.timestep", **keys)
+            t = ((time + place) / _TIMES * schedule.train_timesteps).long()
+            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+            z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
+            error = (unet(z, t, data.embeddings(split, part)).sample - eps).square().flatten(1).mean(1)
+            errors["eps_mse"] += float(error.sum())
+            # v = (eps - sigma z) / alpha, of the true and of the predicted eps
+            errors["l_ori"] += float((error / alpha.flatten().square()).sum())
+    return {name: value / (_TIMES * len(pictures)) for name, value in errors.items()}
 
 
 class NoiseLoss:
@@ -99,7 +146,11 @@ def write_base(
     tokenizer: CLIPTokenizer,
     half: bool = True,
 ) -> Path:
-    """Write a StableDiffusionPipeline folder: safetensors, float16 unless told otherwise, shards of at most 16 MB."""
+    """Write a StableDiffusionPipeline folder: safetensors, float16 unless told otherwise, shards of at most 16 MB.
+
+    The text encoder stays float32: transformers loads what it finds, diffusers float32, and a plain `from_pretrained`
+    would put the two together.
+    """
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -111,7 +162,8 @@ def write_base(
         requires_safety_checker=False,
     )
     if half:
-        pipeline.to(dtype=torch.float16)
+        unet.half()
+        vae.half()
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
     pipeline.to(dtype=torch.float32)

@@ -12,12 +12,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from artifacts_schema.pretraining import ClipModelConfig
 from steps.files.progress import Progress
 from steps.models.clip import build_clip, encode_text
+from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
 from steps.training.loop import TrainingOutcome, train
 
 _EVALUATE_EVERY = 50
-_CANDIDATES = 100
+_TOGETHER = 128
 
 
 def model_cfg(
@@ -61,15 +62,18 @@ def train_openclip(
     folder: Path,
     progress: Progress,
     description: str,
-) -> TrainingOutcome:
-    """Train on the train split; the curve holds retrieval among validation captions."""
+) -> tuple[TrainingOutcome, dict[str, float]]:
+    """Train on the train split; the state with the best retrieval among validation captions is kept."""
+    best = Best(folder / "best", "retrieval_top1", highest=True)
 
     def evaluate(iteration: int, model: nn.Module) -> dict[str, float]:
         if iteration % _EVALUATE_EVERY:
             return {}
-        return {"retrieval_top1": retrieval_top1(model, validation)}
+        value = retrieval_top1(model, validation)
+        best.offer(iteration, value, model)
+        return {best.measure: value}
 
-    return train(
+    outcome = train(
         new_model(config, cfg),
         ContrastiveLoss(train_set),
         training=config.training,
@@ -80,6 +84,7 @@ def train_openclip(
         on_interval=evaluate,
         description=description,
     )
+    return outcome, best.load(outcome.model)
 
 
 class ContrastiveLoss:
@@ -102,15 +107,18 @@ class ContrastiveLoss:
 
 
 @torch.no_grad()
-def retrieval_top1(model: nn.Module, pictures: Pictures, candidates: int = _CANDIDATES) -> float:
-    """Share of the first `candidates` pictures whose own caption is the nearest among theirs."""
+def retrieval_top1(model: nn.Module, pictures: Pictures) -> float:
+    """Share of the pictures whose own caption is the nearest among all of theirs."""
     clip: Any = model
     was_training = model.training
     model.eval()
-    images = clip.encode_image(normalised(pictures.images[:candidates]), normalize=True)
-    texts = encode_text(clip, pictures.tokens[:candidates])
+    texts = encode_text(clip, pictures.tokens[:: pictures.variants])
+    own = torch.arange(len(pictures.images)) // pictures.variants
+    images = [
+        clip.encode_image(normalised(part), normalize=True) for part in pictures.images.split(_TOGETHER)
+    ]
     model.train(was_training)
-    return float((images @ texts.T).argmax(1).eq(torch.arange(len(images))).float().mean())
+    return float((torch.cat(images) @ texts.T).argmax(1).eq(own).float().mean())
 
 
 def text_tower(model: CLIP, cfg: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -12,7 +12,7 @@ from torch import nn
 
 from artifacts_schema.architecture import EvolutionRecord, EvolutionRound
 from artifacts_schema.base import Measurement, content_hash
-from artifacts_schema.config import ArchitectureEvolutionConfig, TrainingConfig
+from artifacts_schema.config import ArchitectureEvolutionConfig, SnapFusionConfig, TrainingConfig
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import WeightsRef
 from steps.data.prepared import PreparedData
@@ -23,6 +23,7 @@ from steps.evolution.kept import load_round, save_round
 from steps.evolution.probe import Probe, Scorer, score_units
 from steps.files.errors import BudgetError
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import TrainingOutcome, train
@@ -35,7 +36,20 @@ STAGE = "architecture_evolution"
 SCHEMA = "snapfusion.EvolvedUNet"
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> EvolutionRecord:
+    """The stage, see `evolve`."""
+    return evolve(
+        inputs.base,
+        inputs.earlier("robust"),
+        inputs.earlier("latency_table"),
+        inputs.data,
+        inputs.signal_clip,
+        config.architecture_evolution,
+        context,
+    )
+
+
+def evolve(
     base: BaseModel,
     robust: WeightsRef,
     table: LatencyTable,

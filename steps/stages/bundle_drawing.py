@@ -22,7 +22,7 @@ from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel, token_ids
 
 
-def run(
+def draw_beside_torch(
     folder: Path,
     inputs: StageInputs,
     unet_ref: WeightsRef,

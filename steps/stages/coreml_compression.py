@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from artifacts_schema.bundle import Component, DrawingScores, Scheme
+from artifacts_schema.bundle import REQUIRED_COMPONENTS, Component, DrawingScores, Scheme
 from artifacts_schema.compression import Combination, CompressedVariant, CompressionRecord
-from artifacts_schema.config import CoremlCompressionConfig, CoremlExportConfig
+from artifacts_schema.config import CoremlCompressionConfig, CoremlExportConfig, SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from steps.export.bundle_pictures import drawing_noise, torch_images
 from steps.export.bundle_run import Bundle
@@ -27,6 +27,7 @@ from steps.export.samples import Pictures, decoder_samples, text_samples, unet_s
 from steps.files.errors import ExportError
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
+from steps.stages.bundle import assemble
 from steps.store.base import put_folder
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,25 @@ class Compression:
         return list(unet_samples(base, pictures, self.export.program_check, batch=batch, velocity=velocity))
 
 
-def run(  # noqa: PLR0913 - one argument per input of the stage
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> CompressionRecord:
+    """The stage, see `compress_bundle`; a run without all of the components compresses none."""
+    folder: Path | None = None
+    reports = [inputs.earlier(name) for name in REQUIRED_COMPONENTS if name in inputs.earlier_names]
+    if len(reports) == len(REQUIRED_COMPONENTS):
+        folder = context.work / "uncompressed"
+        assemble(reports, inputs, config, folder)
+    return compress_bundle(
+        folder,
+        inputs,
+        inputs.earlier("torch unet"),
+        inputs.earlier("torch decoder"),
+        config.coreml_export,
+        config.coreml_compression,
+        context,
+    )
+
+
+def compress_bundle(  # noqa: PLR0913 - one argument per input of the stage
     folder: Path | None,
     inputs: StageInputs,
     unet_ref: WeightsRef,

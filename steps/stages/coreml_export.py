@@ -7,12 +7,12 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import nn
 
 from artifacts_schema.bundle import Component, ComponentReport
-from artifacts_schema.config import CoremlExportConfig
+from artifacts_schema.config import CoremlExportConfig, SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import NoiseSchedule
@@ -44,6 +44,7 @@ from steps.export.wrappers import DecoderForExport, TextEncoderForExport, UNetFo
 from steps.files.disk import check_disk
 from steps.files.errors import ExportError
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel, WeightsOf
 from steps.models.stored import load_model
 from steps.store.base import put_folder
@@ -65,10 +66,27 @@ _DISK_CHUNKS = 1.5  # the chunks, and their copies likewise
 _DISK_SPARE = 32 << 20
 
 
-def run(  # noqa: PLR0913 - one argument per input of the stage
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> ComponentReport:
+    """The component `context.label` of what ships: the student, the small decoder, the base for all others."""
+    component = cast(Component, context.label)
+    weights: WeightsRef | None = inputs.earlier("weights")
+    return export_component(
+        component,
+        inputs.base_with(NEEDED_WEIGHTS[component]),
+        weights,
+        weights,
+        Pictures.of(inputs.data, config.coreml_export.program_check.captions),
+        config.coreml_export,
+        context,
+        prediction_type="v_prediction",
+        attribution=inputs.data.ref.attribution,
+    )
+
+
+def export_component(  # noqa: PLR0913 - one argument per input of the stage
     component: Component,
     base: BaseModel,
-    unet_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
     decoder_ref: WeightsRef | None,
     pictures: Pictures,
     config: CoremlExportConfig,
@@ -192,20 +210,21 @@ def _samples(  # noqa: PLR0913 - what the samples are made of
 def _model(
     component: Component,
     base: BaseModel,
-    unet_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
     decoder_ref: WeightsRef | None,
     context: StageContext,
 ) -> tuple[Any, tuple[str, ...]]:
     """The torch model of a component and the identities it comes from."""
-    if component == "unet":
-        return load_model(context.store, unet_ref), (unet_ref.identity(),)
     if component == "text_encoder":
         return base.text_encoder, ()
     if component == "safety_checker":
         return load_safety_checker(base.path), ()
-    if component == "vae_encoder" or decoder_ref is None:
-        return base.vae, ()
-    return load_model(context.store, decoder_ref), (decoder_ref.identity(),)
+    ref = {"unet": unet_ref, "vae_decoder": decoder_ref}.get(component)
+    if ref is not None:
+        return load_model(context.store, ref), (ref.identity(),)
+    if component == "unet":
+        raise ExportError("unet: expected the weights to export, found none")
+    return base.vae, ()
 
 
 def _wrap(

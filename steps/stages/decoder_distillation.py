@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import DecoderDistillationConfig
+from artifacts_schema.config import DecoderDistillationConfig, SnapFusionConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import LatentData
 from steps.inputs.context import StageContext
 from steps.inputs.latent_pool import LatentPool, PoolSettings, build_pool, decode_unclipped
+from steps.inputs.loaded import StageInputs
 from steps.latency.macs import count_macs
 from steps.models.base import BaseModel
 from steps.models.base_folder import folder_identity
@@ -33,7 +34,12 @@ _HELD_OUT_SHARE = 8  # one in so many latents of the pool measures and is never 
 _HELD_OUT_MOST = 64
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage, see `distil_decoder`."""
+    return distil_decoder(inputs.base, inputs.data, config.decoder_distillation, context)
+
+
+def distil_decoder(
     base: BaseModel, data: LatentData, config: DecoderDistillationConfig, context: StageContext
 ) -> TrainingRecord:
     """Train the small decoder. The record's metrics hold parameters, MACs, and PSNR against the full decoder

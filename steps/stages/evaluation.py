@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import EvaluationConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord, RealPicturesRecord
+from artifacts_schema.references import WeightsRef
 from steps.evaluation.bench import Bench
-from steps.evaluation.variants import Variant
+from steps.evaluation.variants import variant_of
 from steps.files.errors import EvaluationError
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
@@ -20,24 +21,21 @@ from steps.models.stored import load_model
 from steps.stages.real_pictures import load_real_features
 
 
-def run(
-    variant: Variant,
-    real: RealPicturesRecord,
-    inputs: StageInputs,
-    config: EvaluationConfig,
-    context: StageContext,
-) -> EvaluationRecord:
-    """Draw `config.pictures` pictures per guidance scale and measure them. Seeds do not depend on the variant.
+def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) -> EvaluationRecord:
+    """Draw the variant `context.label` at every guidance scale and measure. Seeds do not depend on the variant.
 
-    `real` is what `real_pictures` left. Raises EvaluationError where it was measured under another protocol.
+    Raises EvaluationError where the real pictures were measured under another protocol.
     """
+    config, variant = settings.evaluation, variant_of(context.label, settings)
+    real: RealPicturesRecord = inputs.earlier("real_pictures")
+    refs: list[WeightsRef | None] = [inputs.earlier("unet"), inputs.earlier("decoder")]
     bench = Bench(inputs, config, context)
     if real.protocol != bench.protocol():
         raise EvaluationError(
             f"the real pictures were measured under {real.protocol}, this is {bench.protocol()}"
         )
     features = load_real_features(context.store, real).numpy()
-    unet, decoder = _models(variant, inputs, context)
+    unet, decoder = _models(refs[0], refs[1], inputs, context)
     context.progress.start(f"evaluation {variant.name}", config.pictures * len(config.guidance_scales))
     points, seconds = [], []
     for number, scale in enumerate(config.guidance_scales, start=1):
@@ -47,7 +45,7 @@ def run(
             decoder,
             scale,
             steps=variant.steps,
-            prediction_type=variant.prediction_type,
+            prediction_type="v_prediction" if refs[0] else inputs.base.prediction_type,
             sampler=variant.sampler,
         )
         seconds.append((time.monotonic() - started) / config.pictures)
@@ -58,7 +56,7 @@ def run(
         stage="evaluation",
         parents=(
             real.identity(),
-            *(ref.identity() for ref in (variant.unet, variant.decoder) if ref is not None),
+            *(ref.identity() for ref in refs if ref is not None),
         ),
         config=config.meaning(),
         seed=context.seed,
@@ -75,7 +73,9 @@ def run(
     )
 
 
-def _models(variant: Variant, inputs: StageInputs, context: StageContext) -> tuple[nn.Module, Any]:
-    unet = inputs.base.unet if variant.unet is None else load_model(context.store, variant.unet)
-    decoder = inputs.base.vae if variant.decoder is None else load_model(context.store, variant.decoder)
+def _models(
+    unet_ref: WeightsRef | None, decoder_ref: WeightsRef | None, inputs: StageInputs, context: StageContext
+) -> tuple[nn.Module, Any]:
+    unet = inputs.base.unet if unet_ref is None else load_model(context.store, unet_ref)
+    decoder = inputs.base.vae if decoder_ref is None else load_model(context.store, decoder_ref)
     return unet.to(context.device), decoder.to(context.device)

@@ -32,7 +32,7 @@ from steps.stages import latency_profile
 
 logger = logging.getLogger(__name__)
 
-_SCRIPT = Path(__file__).with_name("latency") / "measure_on_mac.py"
+_SCRIPT = Path(__file__).parents[1] / "latency" / "measure_on_mac.py"
 _DISK_COPIES = 3  # parts, the whole UNet, and coremltools' scratch copy of one of them, in float16
 _INPUTS: Mapping[PartKind, int] = {"attention": 2, "resnet": 2}  # others take one
 _BASELINE_SHAPE = (1, 8, 8, 8)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import LatencyProfileConfig
+from artifacts_schema.config import LatencyProfileConfig, SnapFusionConfig
 from artifacts_schema.latency import LatencyRow, LatencyTable
 from steps.files.errors import ConfigError, LatencyTableError
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.latency.macs import count_macs
 from steps.latency.parts import Part, unet_parts
 from steps.latency.table import check_explained, import_table
@@ -35,7 +36,12 @@ WholeModel = Literal["unet", "text_encoder", "decoder"]
 _ATTEMPTS = 3  # a table that does not add up is measured again: on a shared machine one bad minute is common
 
 
-def run(base: BaseModel, config: LatencyProfileConfig, context: StageContext) -> LatencyTable:
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> LatencyTable:
+    """The stage, see `profile`."""
+    return profile(inputs.base, config.latency_profile, context)
+
+
+def profile(base: BaseModel, config: LatencyProfileConfig, context: StageContext) -> LatencyTable:
     """Measure, count or import the base's latency table.
 
     Raises LatencyTableError when an imported table does not belong to this base, or when the parts do not add

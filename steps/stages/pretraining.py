@@ -41,12 +41,13 @@ STAGES = (
     "tokenizer",
     "openclip_signal",
     "autoencoder",
-    "unet",
     "openclip_measure",
+    "unet",
     "velocity_warm_start",
     "robust_warm_start",
     "model_cards",
 )
+_MEASURED_VARIANTS = 2  # of every held-out caption, for the evaluators' retrieval
 # Every training has its own stream of random draws, numbered and not named so that they are easy to read in a card.
 _STREAMS = {
     "openclip_signal": 1,
@@ -80,9 +81,15 @@ class Pretraining:
         """The tokenizer of base and evaluators."""
         return load_tokenizer(self.work / "tokenizer")
 
-    def pictures(self, split: Any) -> Pictures:
-        """One split of OpenMoji."""
-        return load_pictures(split, size=self.config.image_size, tokenizer=self.tokenizer)
+    def pictures(self, split: Any, variants: int | None = None) -> Pictures:
+        """One split of OpenMoji, with the configured number of variants unless told otherwise."""
+        return load_pictures(
+            split,
+            size=self.config.image_size,
+            tokenizer=self.tokenizer,
+            variants=variants or self.config.variants,
+            cache=self.work / "pictures",
+        )
 
     def run(self, stage: str) -> dict[str, Any]:
         """Run one stage unless its summary is there already; returns the summary."""
@@ -119,11 +126,11 @@ class Pretraining:
 
     def _openclip(self, name: str, config: ClipModelConfig) -> dict[str, Any]:
         cfg = model_cfg(config, image_size=self.config.image_size, vocabulary=len(self.tokenizer))
-        outcome = train_openclip(
+        outcome, chosen = train_openclip(
             config,
             cfg,
             self.pictures("train"),
-            self.pictures("validation"),
+            self.pictures("validation", _MEASURED_VARIANTS),
             seed=self._seed(name),
             folder=self.work / name,
             progress=self.progress,
@@ -139,11 +146,14 @@ class Pretraining:
         )
         if name == "openclip_signal":
             text_tower(model, cfg, self.tokenizer).save_pretrained(self.work / "text_encoder")
-        test = self.pictures("test")
-        return _training_summary(outcome) | {"test_retrieval_top1": retrieval_top1(model, test)}
+        retrieval = {
+            f"{split}_retrieval_top1": retrieval_top1(model, self.pictures(split, _MEASURED_VARIANTS))
+            for split in ("validation", "test", "novel")
+        }
+        return _training_summary(outcome) | chosen | retrieval
 
     def _autoencoder(self) -> dict[str, Any]:
-        outcome = train_autoencoder(
+        outcome, chosen = train_autoencoder(
             self.config.autoencoder,
             self.pictures("train"),
             self.pictures("validation"),
@@ -154,14 +164,14 @@ class Pretraining:
         model: Any = outcome.model
         model.save_pretrained(self.work / "vae")
         scores = {
-            f"{split}_psnr_db": psnr_db(model, self.pictures(split).images)
-            for split in ("validation", "test")
+            f"{split}_psnr_db": psnr_db(model, self.pictures(split).spread(1024).images)
+            for split in ("train", "validation", "test", "novel")
         }
-        return _training_summary(outcome) | scores | {"scaling_factor": model.config.scaling_factor}
+        return _training_summary(outcome) | chosen | scores | {"scaling_factor": model.config.scaling_factor}
 
     def _unet(self) -> dict[str, Any]:
         unet, data = self._untrained_unet(), self._data()
-        outcome = train_unet(
+        outcome, chosen = train_unet(
             self.config.unet,
             unet,
             data,
@@ -170,13 +180,13 @@ class Pretraining:
             progress=self.progress,
         )
         self._write_base(self.output / "base", outcome.model)
-        return _training_summary(outcome)
+        return _training_summary(outcome) | chosen
 
     def _velocity_warm_start(self) -> dict[str, Any]:
         from steps.stages import velocity_finetuning
 
         base, context = load_base(self.output / "base"), self._context("velocity")
-        record = velocity_finetuning.run(base, self._data(), self.config.velocity_finetuning, context)
+        record = velocity_finetuning.finetune(base, self._data(), self.config.velocity_finetuning, context)
         self._write_warm_start("velocity", load_model(context.store, record.weights), base)
         (self.work / "velocity.json").write_text(record.to_json())
         return {"iterations": record.iterations, "curve": list(record.curve)}
@@ -187,7 +197,7 @@ class Pretraining:
 
         base, context = load_base(self.output / "base"), self._context("robust")
         velocity = TrainingRecord.from_json((self.work / "velocity.json").read_text())
-        record = robust_training.run(
+        record = robust_training.train_robust(
             base, velocity.weights, self._data(), self.config.robust_training, context
         )
         self._write_warm_start("robust", load_model(context.store, record.weights), base)
@@ -221,7 +231,8 @@ class Pretraining:
         identity = folder_identity(draft.path)
         if note.is_file() and (found := json.loads(note.read_text()))["base"] == identity:
             return PreparedData.load(self._store, PreparedDataRef.from_json(found["data"]))
-        ref = prepare_data(draft, DataConfig(), self._store, progress=self.progress, project_root=ROOT)
+        config = DataConfig(variants=self.config.variants)
+        ref = prepare_data(draft, config, self._store, progress=self.progress, project_root=ROOT)
         note.write_text(json.dumps({"base": identity, "data": ref.to_json()}))
         return PreparedData.load(self._store, ref)
 

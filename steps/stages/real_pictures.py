@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from artifacts_schema.config import EvaluationConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import RealPicturesRecord
 from steps.evaluation.bench import NOISE_SEED, Bench
 from steps.evaluation.distances import frechet_distance, kernel_distance
@@ -18,8 +18,9 @@ from steps.store.base import Store
 from steps.training.randomness import epoch_indices, spawn
 
 
-def run(inputs: StageInputs, config: EvaluationConfig, context: StageContext) -> RealPicturesRecord:
+def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) -> RealPicturesRecord:
     """Features of every picture of the split, and how its pictures score beside those of the train split."""
+    config = settings.evaluation
     bench, data = Bench(inputs, config, context), inputs.data
     size = data.size(config.split)
     count = min(data.size("train"), size)

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from artifacts_schema.base import Provenance, Record
+from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
+from artifacts_schema.training import TrainingRecord
 from steps.cache.notes import StageUse, report_of_run
 from steps.cache.provenance import DISTRIBUTION
 from steps.evaluation.compare import compare
@@ -62,6 +64,31 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
             "a short run: it shows that the method works from end to end and makes no claim about quality"
         )
     return found
+
+
+def page_records(
+    config: SnapFusionConfig,
+    records: Mapping[str, Any],
+    manifest: BundleManifest,
+    store: Store,
+    previous: Sequence[Mapping[str, Any]],
+) -> RunRecords:
+    """What the page shows, out of a run's records by stage (and label)."""
+    evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
+    return RunRecords(
+        name=config.run.name,
+        smoke=config.run.smoke,
+        latency_table=records["latency_profile"],
+        trainings={name: record for name, record in records.items() if isinstance(record, TrainingRecord)},
+        evolution=records["architecture_evolution"],
+        evaluations=evaluations,
+        comparisons=compare_all(store, evaluations),
+        components=[record for name, record in records.items() if name.startswith("coreml_export ")],
+        manifest=manifest,
+        drawing=records.get("bundle_drawing"),
+        compression=records["coreml_compression"],
+        previous=previous,
+    )
 
 
 def run(

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts_schema.config import RobustTrainingConfig
+from artifacts_schema.config import RobustTrainingConfig, SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.base_folder import folder_identity
 from steps.models.stored import load_model, save_model
@@ -26,7 +27,19 @@ STAGE = "robust_training"
 SCHEMA = "diffusers.UNet2DConditionModel"
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage, see `train_robust`."""
+    return train_robust(
+        inputs.base,
+        inputs.earlier("velocity"),
+        inputs.data,
+        config.robust_training,
+        context,
+        warm_start=inputs.folder("robust_warm_start"),
+    )
+
+
+def train_robust(
     base: BaseModel,
     velocity: WeightsRef,
     data: LatentData,

@@ -25,7 +25,7 @@ from steps.unet.blocks import list_blocks
 logger = logging.getLogger(__name__)
 
 
-def run(config: SnapFusionConfig, context: StageContext, project_root: Path, raw: RawData) -> RunPlan:
+def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_root: Path) -> RunPlan:
     """Check base, evaluators and data; returns the plan every later stage reads.
 
     `raw` is what the data are prepared from (`steps.inputs.folders.raw_data`), for the record.

@@ -10,26 +10,43 @@ CFG-aware:
 
 import logging
 
-import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import DistillationStageConfig, StepDistillationConfig
+from artifacts_schema.config import DistillationStageConfig, SnapFusionConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import TrainingOutcome, train
 from steps.training.randomness import keyed_normal
-from steps.training.selection import HeldOut
+from steps.training.selection import HeldOut, spread
 
 logger = logging.getLogger(__name__)
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage `context.stage`, one of the three; see `distil_weights`."""
+    shared = config.step_distillation
+    own_teacher = context.stage != "student_16" or config.student_16.teacher == "architecture_evolution"
+    return distil_weights(
+        inputs.base,
+        inputs.earlier("teacher" if own_teacher else "full"),
+        inputs.earlier("student"),
+        inputs.data,
+        shared,
+        getattr(config, context.stage),
+        context,
+        student_steps=shared.final_steps if context.stage == "student_8" else shared.intermediate_steps,
+        cfg_aware=context.stage != "student_16",
+    )
+
+
+def distil_weights(
     base: BaseModel,
     teacher: WeightsRef,
     student: WeightsRef,
@@ -144,7 +161,8 @@ class TeacherCheck:
     ) -> None:
         self.sampling, self.student_steps = sampling, student_steps
         self.scale = shared.validation_guidance_scale
-        self.indices = torch.arange(min(shared.validation_captions, sampling.data.size(VALIDATION)))
+        there = sampling.data.size(VALIDATION)
+        self.indices = spread(there, min(shared.validation_captions, there))
         self.noise = keyed_normal(
             latent_shape, seed=seed, name="teacher check", iteration=0, indices=self.indices
         )

@@ -13,12 +13,13 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from artifacts_schema.config import VelocityFinetuningConfig
+from artifacts_schema.config import SnapFusionConfig, VelocityFinetuningConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling, VelocityLoss
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import BaseModelError
 from steps.inputs.context import StageContext
+from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.base_folder import folder_identity
 from steps.models.stored import save_model
@@ -34,7 +35,13 @@ WARM_START_FILE = "warm_start.json"
 _NOT_ARCHITECTURE = ("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values")
 
 
-def run(
+def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
+    """The stage, see `finetune`."""
+    warm_start = inputs.folder("velocity_warm_start")
+    return finetune(inputs.base, inputs.data, config.velocity_finetuning, context, warm_start=warm_start)
+
+
+def finetune(
     base: BaseModel,
     data: LatentData,
     config: VelocityFinetuningConfig,

@@ -45,16 +45,17 @@ class ExponentialMovingAverage:
             parameters[name].copy_(value.to(parameters[name].dtype))
 
     @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model carries the shadow for as long as the block lasts, then its own weights again, bit for bit."""
-        own = {
-            name: value.detach().clone() for name, value in model.named_parameters() if name in self.shadow
-        }
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model carries the shadow and is in evaluation mode, inside the block alone."""
+        parameters = dict(model.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.shadow}
+        training = model.training
         self.copy_to(model)
+        model.eval()
         try:
             yield
         finally:
+            model.train(training)
             with torch.no_grad():
-                for name, value in model.named_parameters():
-                    if name in own:
-                        value.copy_(own[name])
+                for name, value in own.items():
+                    parameters[name].copy_(value)

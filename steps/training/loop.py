@@ -35,7 +35,8 @@ from steps.training.selection import BestState, HeldOut
 logger = logging.getLogger(__name__)
 
 IntervalHook = Callable[[int, nn.Module], dict[str, float]]
-"""Called at every logging interval with the number of finished iterations; what it returns joins the curve."""
+"""Called at every logging interval with the number of finished iterations and the model, which then carries its EMA
+weights, the ones that are handed over, and is in evaluation mode; what it returns joins the curve."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,8 @@ class _Training:
         if not self.best.is_due(self.iteration):
             return
         started = time.monotonic()
-        with self.ema.applied_to(self.bare_model):
-            value = self.best.measure(self.bare_model.eval(), stop)
-        self.bare_model.train()
+        with self.ema.applied(self.bare_model):
+            value = self.best.measure(self.bare_model, stop)
         self.speed.leave_out(time.monotonic() - started)
         if value is not None:
             # Ranks choose alike, whatever the last bit of theirs.
@@ -236,7 +236,8 @@ class _Training:
         """Close a logging interval: means of all terms, learning rate, and what the hook measures."""
         row = {name: value / self.pending for name, value in self.sums.items()}
         if on_interval is not None:
-            row |= on_interval(self.iteration, self.bare_model)
+            with self.ema.applied(self.bare_model):
+                row |= on_interval(self.iteration, self.bare_model)
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.curve.append({"iteration": float(self.iteration), **row})
         self.sums, self.pending = {}, 0

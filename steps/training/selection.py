@@ -39,17 +39,22 @@ class HeldOut:
 
 
 def held_out_loss(measure: str, loss: LossFunction, samples: int, *, seed: int, first: int = 0) -> HeldOut:
-    """The mean of a loss over the samples from `first`, at most 128 of `samples`, in batches whose draws are fixed."""
+    """The mean of a loss over at most 128 of the `samples` samples from `first`, in batches whose draws are fixed."""
     count = min(_SAMPLES, samples)
     seed = spawn(seed, "held out")
 
     def mean(model: nn.Module) -> float:
         total = 0.0
-        for number, indices in enumerate(torch.arange(first, first + count).split(_TOGETHER)):
+        for number, indices in enumerate((first + spread(samples, count)).split(_TOGETHER)):
             total += float(loss(model, Batch(number, indices, seed))["loss"]) * len(indices)
         return total / count
 
     return HeldOut(measure, count, mean)
+
+
+def spread(samples: int, count: int) -> Tensor:
+    """`count` indices (n,) evenly spread over `samples`: neighbours are often captions of one kind."""
+    return torch.arange(count) * samples // count
 
 
 class _Stopped(Exception):

@@ -24,7 +24,7 @@ from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import bundle_drawing
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 from steps.unet.evolved import EvolvedUNet
 from steps.unet.small_decoder import SmallDecoder
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
@@ -49,7 +49,7 @@ class Exported:
         self.reports = {c: self.convert(c) for c in ("text_encoder", "unet", "vae_decoder")}
 
     def convert(self, component: Any) -> ComponentReport:
-        return run(
+        return export_component(
             component,
             self.base,
             self.unet,
@@ -234,7 +234,9 @@ class _Clip:
 def _draw(exported: Exported, folder: Path, **gates: Any) -> BundleDrawing:
     inputs: Any = SimpleNamespace(base=exported.base, data=_Data(), measure_clip=_Clip())
     config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=2, **gates))
-    return bundle_drawing.run(folder, inputs, exported.unet, exported.decoder, config, exported.context)
+    return bundle_drawing.draw_beside_torch(
+        folder, inputs, exported.unet, exported.decoder, config, exported.context
+    )
 
 
 def test_bundle_carries_what_it_drew(exported: Exported, tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     base, where = export_base(), make_context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(batch_size=1, attention="split_einsum", minimum_deployment_target="iOS18")
-    report = run("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    report = export_component("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
     spec = read_spec(where, report)
     assert described(spec.description.input)["sample"] == ((1, 4, 16, 16), FLOAT32)
     assert list(described(spec.description.output)) == ["noise_pred"]

@@ -12,18 +12,18 @@ prepare()
 from flows import stages
 from flows.snapfusion_flow import SnapFusionFlow
 
-_original = stages.decoder_distillation
+_original = stages.run
 
 
-def _fails_once(*arguments: Any) -> Any:
+def _fails_once(flow: Any, stage: str, label: str = "") -> Any:
     marker = Path(os.environ["FAILED_ONCE"])
-    if not marker.exists():
+    if stage == "decoder_distillation" and not marker.exists():
         marker.touch()
         raise RuntimeError("injected failure")
-    return _original(*arguments)
+    return _original(flow, stage, label)
 
 
-stages.decoder_distillation = _fails_once
+stages.run = _fails_once
 
 if __name__ == "__main__":
     SnapFusionFlow()

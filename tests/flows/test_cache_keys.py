@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from artifacts_schema.config import SnapFusionConfig
-from steps.cache.stage_versions import STAGE_MODULES
 from steps.inputs import folders as input_folders
+from steps.stages.table import STAGES
 from steps.store import open_store
 from tests.flows.keys import COMPONENTS, VARIANTS, Keys
 
@@ -163,7 +163,7 @@ def test_a_changed_value_reruns_exactly_the_stages_that_read_it(name: str, keys:
 
 def test_every_stage_of_the_cache_is_covered(keys: Keys) -> None:
     assert set(keys.of({})) == ALL
-    assert {name.split()[0] for name in ALL} == set(STAGE_MODULES)
+    assert {name.split()[0] for name in ALL} == set(STAGES)
 
 
 AFTER_STUDENT_8 = {

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from flows import runtime, stages
 from flows.runtime import run_stage
 from steps.files.errors import ConfigError
 from steps.models.stored import save_model
+from steps.stages import robust_training
+from steps.stages.table import STAGES
 from steps.training.loop import train
 from tests.flows.keys import example
 from tests.steps.unet.factories import tiny_unet
@@ -48,16 +51,12 @@ def config(folder: Path, **sections: Any) -> SnapFusionConfig:
     return parse_config({"store": {"root": str(folder / "store")}, **sections})
 
 
+STAGE = replace(STAGES["robust_training"], reads=("data",))
+RECORDS = {"start": PLAN, "velocity_finetuning": example("training_v1")}
+
+
 def robust(settings: SnapFusionConfig, work: Any) -> Any:
-    return run_stage(
-        "robust_training",
-        work,
-        config=settings,
-        settings={"robust_training": settings.robust_training},
-        plan=PLAN,
-        reads=["data"],
-        inputs={"velocity": "a"},
-    )
+    return run_stage(STAGE, settings, RECORDS, work=work)
 
 
 def nothing(context: Any, _: Any) -> TrainingRecord:
@@ -86,6 +85,21 @@ def test_a_stage_cannot_read_what_its_key_does_not_hold(task: Any, tmp_path: Pat
         ConfigError, match=r"robust_training reads the run's base, but only data in its cache key"
     ):
         robust(config(tmp_path), reads_the_base)
+
+
+def test_a_stage_cannot_read_a_setting_that_its_key_does_not_hold(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(inputs: Any, settings: Any, context: Any) -> TrainingRecord:
+        assert settings.robust_training.training.iterations > 0
+        assert settings.step_distillation.gamma >= 0
+        return nothing(context, inputs)
+
+    monkeypatch.setattr(robust_training, "run", run)
+    with pytest.raises(
+        ConfigError, match=r"robust_training reads step_distillation of the configuration, but only "
+    ):
+        run_stage(STAGE, config(tmp_path), RECORDS)
 
 
 class Stopped(Exception):
@@ -122,10 +136,10 @@ def test_a_training_goes_on_after_a_change_of_operational_values(task: Any, tmp_
     after = config(tmp_path, robust_training={"training": changed})
     with pytest.raises(Stopped):
         robust(before, work(before, stop_at=4))
-    went_on = robust(after, work(after, stop_at=99)).record
+    went_on = robust(after, work(after, stop_at=99))
     assert [at for at in began if at >= 0] == [0, 4]
     elsewhere = config(tmp_path / "elsewhere", robust_training={"training": TRAINING})
-    straight = robust(elsewhere, work(elsewhere, stop_at=99)).record
+    straight = robust(elsewhere, work(elsewhere, stop_at=99))
     assert straight.identity() == went_on.identity()
     assert straight.curve != went_on.curve
 

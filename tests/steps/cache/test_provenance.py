@@ -14,7 +14,7 @@ from artifacts_schema.report import CodeVersion
 from steps.cache import provenance
 from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 VERSION = version(DISTRIBUTION)
 
 
@@ -31,7 +31,7 @@ def git(folder: Path, *arguments: str) -> str:
 def checkout(tmp_path: Path) -> Path:
     """A repository that looks like this one."""
     root = tmp_path / "checkout"
-    for name in ("flows", "steps", "artifacts_schema"):
+    for name in ("flows", "steps/cache", "artifacts_schema"):
         (root / name).mkdir(parents=True)
         (root / name / "provenance.py").write_text("pass\n")
     git(root, "init", "--quiet")

@@ -23,7 +23,7 @@ from steps.export.wrappers import UNetForExport
 from steps.files.errors import ExportError
 from steps.inputs.loaded import fetch_folder
 from steps.models.stored import save_model
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 from tests.steps.export.factories import CONTRACTS, SCHEDULE, export_base, pictures, tokenizer_folder
 from tests.steps.latency.factories import context
 
@@ -35,7 +35,9 @@ def exported(folder: Path, component: Any, *, chunked: bool) -> tuple[ComponentR
     base, where = export_base(), context(folder, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     config = CoremlExportConfig(chunked_unet=chunked, program_check=CHECK)
-    report = run(component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction")
+    report = export_component(
+        component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction"
+    )
     return report, where
 
 

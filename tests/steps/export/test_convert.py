@@ -11,7 +11,7 @@ from steps.export.contract import package_name
 from steps.export.convert import check_weights, export, weights_hash
 from steps.files.errors import DiskFullError, ExportError
 from steps.models.stored import save_model
-from steps.stages.coreml_export import run
+from steps.stages.coreml_export import export_component
 from tests.steps.export.factories import CONTRACTS, export_base, pictures
 from tests.steps.latency.factories import context
 
@@ -22,7 +22,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     base.unet.conv_in.weight.data[0, 0, 0, 0] = value
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match=r"unet: .*conv_in\.weight"):
-        run("unet", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon")
+        export_component(
+            "unet", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
+        )
     assert not list(where.work.iterdir())
 
 
@@ -85,7 +87,7 @@ def test_too_little_disk_is_refused_before_the_conversion(
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(DiskFullError, match="vae_decoder: its package needs about"):
-        run(
+        export_component(
             "vae_decoder", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
         )
     assert not list(where.work.iterdir())
@@ -97,7 +99,7 @@ def test_package_below_its_gate_is_not_stored(tmp_path: Path) -> None:
     before = sorted(path.name for path in (tmp_path / "store").rglob("*"))
     config = CoremlExportConfig(program_check=ProgramCheckConfig(min_rounded_db=120.0))
     with pytest.raises(ExportError, match=r"vae_decoder: expected at least 120\.0 dB with float16 results"):
-        run("vae_decoder", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+        export_component("vae_decoder", base, ref, None, pictures(), config, where, prediction_type="epsilon")
     assert sorted(path.name for path in (tmp_path / "store").rglob("*")) == before
     assert not list(where.work.iterdir())
 
@@ -113,4 +115,6 @@ def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match="found 'refiner'"):
-        run("refiner", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon")  # type: ignore[arg-type]
+        export_component(
+            "refiner", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
+        )  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from steps.inputs import checks as run_checks
 from steps.inputs.checks import MICRO_FACTS, check_run, facts_of
 from steps.pretraining.micro import write_micro_base
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -33,7 +33,7 @@ def _run(folder: Path, scorer: Any = None, config: ArchitectureEvolutionConfig =
     base = tiny_base()
     table = latency_profile.count(base, LatencyProfileConfig(backend="macs"))
     robust = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
-    return architecture_evolution.run(
+    return architecture_evolution.evolve(
         base, robust, table, TinyData(), scorer or BrightnessScorer(), config, stage
     )
 

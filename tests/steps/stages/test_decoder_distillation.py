@@ -111,7 +111,7 @@ def test_trains_a_smaller_decoder_towards_the_full_one(tmp_path: Path) -> None:
     )
     config = DecoderDistillationConfig(pool_size=24, ddim_steps=2, training=training)
     context = stage_context(tmp_path, "decoder_distillation")
-    record = decoder_distillation.run(base, tiny_data(), config, context)
+    record = decoder_distillation.distil_decoder(base, tiny_data(), config, context)
     metrics = record.metrics
     assert metrics["parameter_ratio"] == pytest.approx(4.0, rel=0.15)
     assert metrics["mac_ratio"] == pytest.approx(4.0, rel=0.15)

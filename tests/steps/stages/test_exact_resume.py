@@ -19,6 +19,7 @@ from artifacts_schema.config import (
     DistillationStageConfig,
     EvaluationConfig,
     RobustTrainingConfig,
+    SnapFusionConfig,
     StepDistillationConfig,
     TrainingConfig,
     VelocityFinetuningConfig,
@@ -71,18 +72,20 @@ class Cut(NullProgress):
 
 
 def velocity(base: BaseModel, context: StageContext) -> TrainingRecord:
-    return velocity_finetuning.run(base, tiny_data(), VelocityFinetuningConfig(training=TRAINING), context)
+    return velocity_finetuning.finetune(
+        base, tiny_data(), VelocityFinetuningConfig(training=TRAINING), context
+    )
 
 
 def robust(base: BaseModel, context: StageContext) -> TrainingRecord:
     weights = save_model(context.store, base.unet, schema=SCHEMA)
     config = RobustTrainingConfig(training=TRAINING, drop_probability=0.5)
-    return robust_training.run(base, weights, tiny_data(), config, context)
+    return robust_training.train_robust(base, weights, tiny_data(), config, context)
 
 
 def distillation(steps: int, *, cfg_aware: bool) -> Stage:
     def run(base: BaseModel, context: StageContext) -> TrainingRecord:
-        return step_distillation.run(
+        return step_distillation.distil_weights(
             base,
             save_model(context.store, base.unet, schema=SCHEMA),
             save_model(context.store, EvolvedUNet.from_unet(base.unet), schema="snapfusion.EvolvedUNet"),
@@ -99,7 +102,7 @@ def distillation(steps: int, *, cfg_aware: bool) -> Stage:
 
 def decoder(base: BaseModel, context: StageContext) -> TrainingRecord:
     config = DecoderDistillationConfig(pool_size=24, ddim_steps=2, training=TRAINING)
-    return decoder_distillation.run(base, tiny_data(), config, context)
+    return decoder_distillation.distil_decoder(base, tiny_data(), config, context)
 
 
 STAGES: dict[str, Stage] = {
@@ -152,7 +155,10 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
 ) -> None:
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
-    config = EvaluationConfig(pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0))
+    config = SnapFusionConfig(
+        evaluation=EvaluationConfig(pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0)),
+        step_distillation=StepDistillationConfig(intermediate_steps=4, final_steps=2),
+    )
 
     def run(folder: Path, seed: int, progress: Progress | None = None) -> Any:
         base = tiny_base(folder / "base")
@@ -164,11 +170,13 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
             identity=lambda name: name,
             base=base,
         )
-        context = replace(stage_context(folder, "evaluation"), progress=progress or NullProgress())
+        context = replace(
+            stage_context(folder, "evaluation"), label="student_8", progress=progress or NullProgress()
+        )
         student = save_model(context.store, base.unet, schema=SCHEMA)
-        variant = evaluation.Variant("student_8", "student, 2 steps", "ddim", 2, student, "v_prediction")
         real = real_pictures.run(inputs, config, context)
-        return evaluation.run(variant, real, inputs, config, context)
+        inputs.earlier = {"real_pictures": real, "unet": student, "decoder": None}.__getitem__
+        return evaluation.run(inputs, config, context)
 
     straight = run(tmp_path / "straight", 1)
     with pytest.raises(KeyboardInterrupt):

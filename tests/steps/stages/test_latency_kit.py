@@ -132,7 +132,7 @@ def test_split_einsum_attention_computes_what_the_block_does(
 
 def test_device_table_has_the_dispatch_taken_off(measured: Path, base: BaseModel, tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend="device", table=str(measured))
-    table = latency_profile.run(base, config, context(tmp_path / "stage"))
+    table = latency_profile.profile(base, config, context(tmp_path / "stage"))
     assert table.backend == "device" and table.dtype == "float16"
     assert table.device == "a Mac, macOS 15, ALL"
     assert {row.latency.median for name, row in table.parts().items()} == {1.0}
@@ -144,13 +144,13 @@ def test_device_table_has_the_dispatch_taken_off(measured: Path, base: BaseModel
 def test_parts_that_do_not_add_up_are_refused(measured: Path, base: BaseModel, tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend="device", table=str(measured), max_unexplained=0.05)
     with pytest.raises(LatencyTableError, match=r"the parts add up to 90\.9%"):
-        latency_profile.run(base, config, context(tmp_path / "stage"))
+        latency_profile.profile(base, config, context(tmp_path / "stage"))
 
 
 def test_table_of_another_batch_is_refused(measured: Path, base: BaseModel, tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend="device", table=str(measured), batch_size=1)
     with pytest.raises(LatencyTableError, match="measured with batch 2, this run needs 1"):
-        latency_profile.run(base, config, context(tmp_path / "stage"))
+        latency_profile.profile(base, config, context(tmp_path / "stage"))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.steps.unet.factories import TINY_CONFIG
 @pytest.mark.parametrize("backend", ["torch-cpu", "macs"])
 def test_every_block_has_a_row_at_its_true_shapes(backend: str, tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend=backend, repeats=3, warmup=1, max_unexplained=0.9)
-    table = latency_profile.run(tiny_base(), config, context(tmp_path))
+    table = latency_profile.profile(tiny_base(), config, context(tmp_path))
     assert set(full_spec(TINY_CONFIG).blocks) < set(table.rows)
     for block in list_blocks(TINY_CONFIG):
         expected = input_shapes(block, normalise(TINY_CONFIG), batch=2, latent_size=(16, 16), tokens=7)
@@ -31,7 +31,9 @@ def test_every_block_has_a_row_at_its_true_shapes(backend: str, tmp_path: Path) 
 
 def test_counting_is_deterministic_and_explains_everything(tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend="macs")
-    first, second = (latency_profile.run(tiny_base(seed=seed), config, context(tmp_path)) for seed in (0, 1))
+    first, second = (
+        latency_profile.profile(tiny_base(seed=seed), config, context(tmp_path)) for seed in (0, 1)
+    )
     assert first.identity() == second.identity()
     assert first.explained == 1.0
 
@@ -39,20 +41,20 @@ def test_counting_is_deterministic_and_explains_everything(tmp_path: Path) -> No
 def test_a_table_of_another_base_is_refused(tmp_path: Path) -> None:
     config = LatencyProfileConfig(backend="macs")
     path = tmp_path / "table.json"
-    path.write_text(latency_profile.run(tiny_base(), config, context(tmp_path)).to_json())
+    path.write_text(latency_profile.profile(tiny_base(), config, context(tmp_path)).to_json())
     imported = LatencyProfileConfig(backend="macs", table=str(path))
-    assert latency_profile.run(tiny_base(), imported, context(tmp_path)).whole > 0
+    assert latency_profile.profile(tiny_base(), imported, context(tmp_path)).whole > 0
     with pytest.raises(LatencyTableError, match="measured with model"):
-        latency_profile.run(tiny_base(block_out_channels=(8, 16, 16, 16)), imported, context(tmp_path))
+        latency_profile.profile(tiny_base(block_out_channels=(8, 16, 16, 16)), imported, context(tmp_path))
     with pytest.raises(LatencyTableError, match="backend"):
         device = LatencyProfileConfig(backend="device", table=str(path))
-        latency_profile.run(tiny_base(), device, context(tmp_path))
+        latency_profile.profile(tiny_base(), device, context(tmp_path))
 
 
 def test_profiling_leaves_the_base_as_it_was(tmp_path: Path) -> None:
     base = tiny_base()
     base.unet.train()
     config = LatencyProfileConfig(repeats=1, warmup=1, max_unexplained=0.9)
-    latency_profile.run(base, config, context(tmp_path))
+    latency_profile.profile(base, config, context(tmp_path))
     assert base.unet.training
     assert not any(module._forward_hooks for module in base.unet.modules())

@@ -1,5 +1,6 @@
 """Real pictures are measured once; a variant measured under another protocol is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from artifacts_schema.config import EvaluationConfig
+from artifacts_schema.config import EvaluationConfig, SnapFusionConfig
 from artifacts_schema.evaluation import RealPicturesRecord
 from steps.evaluation import bench as bench_module
-from steps.evaluation.variants import Variant
 from steps.files.errors import EvaluationError
 from steps.stages.evaluation import run as evaluate
 from steps.stages.real_pictures import load_real_features, run
@@ -62,9 +62,13 @@ def inputs(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(data=Pictures(), measure_clip=Clip(), inception=None, identity=lambda name: name)
 
 
+def settings(**changes: Any) -> SnapFusionConfig:
+    return SnapFusionConfig(evaluation=CONFIG.model_copy(update=changes))
+
+
 def measured(inputs: Any, folder: Path) -> tuple[RealPicturesRecord, Any]:
     context = stage_context(folder, "real_pictures")
-    return run(inputs, CONFIG, context), context
+    return run(inputs, settings(), context), context
 
 
 def test_features_of_the_whole_split_are_stored(inputs: Any, tmp_path: Path) -> None:
@@ -83,7 +87,8 @@ def test_real_pictures_are_scored_against_the_train_split(inputs: Any, tmp_path:
 
 def test_real_pictures_of_another_protocol_are_refused(inputs: Any, tmp_path: Path) -> None:
     record, context = measured(inputs, tmp_path)
-    variant = Variant("base_50", "base", "ddim", 2, None, "epsilon")
-    other = CONFIG.model_copy(update={"guidance_scales": (7.0,)})
+    earlier = {"real_pictures": record, "unet": None, "decoder": None}
+    inputs.earlier = earlier.__getitem__
+    other = settings(guidance_scales=(7.0,))
     with pytest.raises(EvaluationError, match="measured under .*'guidance_scales': \\[3.0\\].*, this is"):
-        evaluate(variant, record, inputs, other, context)
+        evaluate(inputs, other, replace(context, label="base_50"))

@@ -24,7 +24,9 @@ CONFIG = RobustTrainingConfig(
 def _run(folder: Path, warm_start: Path | None = None) -> TrainingRecord:
     stage = context(folder, "robust_training")
     velocity = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
-    return robust_training.run(tiny_base(), velocity, TinyData(), CONFIG, stage, warm_start=warm_start)
+    return robust_training.train_robust(
+        tiny_base(), velocity, TinyData(), CONFIG, stage, warm_start=warm_start
+    )
 
 
 def test_result_is_a_trained_plain_unet(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from steps.inputs.folders import input_identities, raw_data
 from steps.inputs.loaded import StageInputs, fetch_folder
 from steps.models.clip import WEIGHTS
 from steps.pretraining.micro import write_micro_base, write_micro_openclip
-from steps.stages import start as preflight
+from steps.stages import start
 from steps.store import LocalStore, put_folder
 
 
@@ -40,7 +40,7 @@ def context(root: Path) -> StageContext:
 
 def test_plan_holds_everything_later_stages_read(root: Path) -> None:
     given = context(root)
-    plan = preflight.run(config(), given, root, RawData(packages={"emoji": "2"}))
+    plan = start.run(RawData(packages={"emoji": "2"}), config(), given, root)
     assert plan.raw_data.packages == {"emoji": "2"}
     inputs = StageInputs(plan, given)
     assert inputs.base.latent_shape == (4, 16, 16)
@@ -60,7 +60,7 @@ def test_evaluator_without_weights_is_refused_before_the_base_is_loaded(root: Pa
     weights = root / "clip" / WEIGHTS
     save_file({k: v for k, v in load_file(weights).items() if not k.startswith("visual")}, weights)
     with pytest.raises(EvaluationError, match=r"tensors missing \(visual"):
-        preflight.run(config(base={"path": "nowhere", "warm_start": False}), context(root), root, RawData())
+        start.run(RawData(), config(base={"path": "nowhere", "warm_start": False}), context(root), root)
 
 
 def test_an_input_that_was_stored_again_is_fetched_again(root: Path) -> None:
@@ -85,7 +85,7 @@ def test_unsupported_base_is_refused_before_the_data(root: Path) -> None:
     unet = base / "unet" / "config.json"
     unet.write_text(json.dumps(json.loads(unet.read_text()) | {"dropout": 0.1}))
     with pytest.raises(ArchitectureError, match=r"dropout=0\.1"):
-        preflight.run(config(base={"path": "base", "warm_start": False}), context(root), root, RawData())
+        start.run(RawData(), config(base={"path": "base", "warm_start": False}), context(root), root)
     assert not list(context(root).store.objects())
 
 
@@ -111,7 +111,7 @@ def test_inception_travels_in_the_store(root: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(input_folders, "INCEPTION_SHA256", sha256)
     chosen, given = inception("inception.pt"), context(root)
     assert sha256 in input_identities(chosen, root, RawData()).values()
-    plan = preflight.run(chosen, given, root, RawData())
+    plan = start.run(RawData(), chosen, given, root)
     (root / "inception.pt").unlink()
     found = StageInputs(plan, given).inception
     assert found is not None
@@ -120,7 +120,7 @@ def test_inception_travels_in_the_store(root: Path, monkeypatch: pytest.MonkeyPa
 
 def test_image_size_of_another_base_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size is 512, but the base draws 64"):
-        preflight.run(config(data={"limit": 4, "image_size": 512}), context(root), root, RawData())
+        start.run(RawData(), config(data={"limit": 4, "image_size": 512}), context(root), root)
 
 
 def test_missing_shards_fail_before_the_base_is_loaded(root: Path) -> None:

@@ -10,7 +10,7 @@ from artifacts_schema.config import DistillationStageConfig, StepDistillationCon
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
-from steps.stages.step_distillation import run
+from steps.stages.step_distillation import distil_weights
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data, tiny_unet
 
@@ -24,7 +24,7 @@ def distil(
     base = tiny_base(folder / "base")
     context = stage_context(folder, stage)
     teacher = save_model(context.store, base.unet, schema="diffusers.UNet2DConditionModel")
-    record = run(
+    record = distil_weights(
         base,
         changes.get("teacher", teacher),
         changes.get("student", teacher),

@@ -149,4 +149,8 @@ def test_a_held_out_loss_is_the_mean_over_the_same_samples_and_draws() -> None:
     assert torch.cat([batch.indices for batch in batches[:half]]).tolist() == list(range(5, 26))
     assert len({batch.iteration for batch in batches}) == half  # each batch has draws of its own
     assert batches[0].seed != 3  # and none of them is the training's
-    assert held_out_loss("mean index", loss, 1000, seed=3).samples == 128
+    batches.clear()
+    many = held_out_loss("mean index", loss, 1280, seed=3)
+    many.loss(model())
+    assert many.samples == 128
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(0, 1280, 10))

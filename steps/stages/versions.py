@@ -1,12 +1,12 @@
 """Version of every stage, part of its cache key.
 
-A stage's version goes up when its source changes in a way that changes its result. `stage_versions.json` holds, for
+A stage's version goes up when its source changes in a way that changes its result. `versions.json` holds, for
 each stage, the version and a hash of the source it was given for: of the stage's module and of everything that module
 imports from steps/ and artifacts_schema/. A test compares; after a change run
 
-    python -m steps.cache.stage_versions            # shows which stages changed
-    python -m steps.cache.stage_versions --raise    # new version for each of them
-    python -m steps.cache.stage_versions --keep     # the change cannot alter any result: same versions, new hashes
+    python -m steps.stages.versions            # shows which stages changed
+    python -m steps.stages.versions --raise    # new version for each of them
+    python -m steps.stages.versions --keep     # the change cannot alter any result: same versions, new hashes
 """
 
 import argparse
@@ -16,27 +16,11 @@ import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-FILE = Path(__file__).with_name("stage_versions.json")
-_PACKAGES = ("steps", "artifacts_schema")
+from steps.stages.table import STAGES
 
-# Stage to the module that holds it. Stages that share a module share its source, not its version.
-STAGE_MODULES = {
-    "start": "steps.stages.start",
-    "latency_profile": "steps.stages.latency_profile",
-    "velocity_finetuning": "steps.stages.velocity_finetuning",
-    "robust_training": "steps.stages.robust_training",
-    "architecture_evolution": "steps.stages.architecture_evolution",
-    "teacher_16": "steps.stages.step_distillation",
-    "student_16": "steps.stages.step_distillation",
-    "student_8": "steps.stages.step_distillation",
-    "decoder_distillation": "steps.stages.decoder_distillation",
-    "real_pictures": "steps.stages.real_pictures",
-    "evaluation": "steps.stages.evaluation",
-    "coreml_export": "steps.stages.coreml_export",
-    "coreml_compression": "steps.stages.coreml_compression",
-    "bundle_drawing": "steps.stages.bundle_drawing",
-}
+ROOT = Path(__file__).resolve().parents[2]
+FILE = Path(__file__).with_name("versions.json")
+_PACKAGES = ("steps", "artifacts_schema")
 
 
 def stage_version(stage: str) -> int:
@@ -47,7 +31,7 @@ def stage_version(stage: str) -> int:
 def source_hash(stage: str) -> str:
     """SHA-256 over the syntax trees of the stage's module and of all it imports; comments and layout do not count."""
     digest = hashlib.sha256()
-    for path in sorted(_closure(STAGE_MODULES[stage])):
+    for path in sorted(_closure(STAGES[stage].import_name)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         _drop_docstrings(tree)
         digest.update(path.relative_to(ROOT).as_posix().encode())
@@ -58,7 +42,7 @@ def source_hash(stage: str) -> str:
 def changed_stages() -> list[str]:
     """Stages whose source is not the one their version was given for."""
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
-    return [stage for stage in STAGE_MODULES if known.get(stage, {}).get("source") != source_hash(stage)]
+    return [stage for stage in STAGES if known.get(stage, {}).get("source") != source_hash(stage)]
 
 
 def _closure(module: str) -> set[Path]:
@@ -76,7 +60,7 @@ def _closure(module: str) -> set[Path]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     # What a configuration may hold is not a stage's source: its own section is part of the cache key anyway.
-    return {path for path in found if path.name not in ("config.py", "stage_versions.py")}
+    return {path for path in found if path.name not in ("config.py", "versions.py")}
 
 
 def _path_of(module: str) -> Path | None:
@@ -121,7 +105,7 @@ def main() -> None:
             version += 1
         known[stage] = {"version": version, "source": source_hash(stage)}
     if arguments.new or arguments.keep:
-        FILE.write_text(json.dumps({k: known[k] for k in STAGE_MODULES}, indent=2) + "\n")
+        FILE.write_text(json.dumps({k: known[k] for k in STAGES}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
