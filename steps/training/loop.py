@@ -104,12 +104,10 @@ class _Training:
         device: torch.device | None,
     ) -> None:
         self.training, self.samples, self.seed = training, samples, seed
-        self.checkpoints, self.folder = checkpoints, checkpoints.folder
-        self.loss = loss
-        use_cpu = device is None or device.type == "cpu"
+        self.checkpoints, self.folder, self.loss = checkpoints, checkpoints.folder, loss
         # A skipped unit has no gradient, here as on one rank: to touch it with a zero would decay and move its weights.
         ranks = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(cpu=use_cpu, kwargs_handlers=[ranks])
+        self.accelerator = Accelerator(cpu=device is None or device.type == "cpu", kwargs_handlers=[ranks])
         self.bare_model = model.to(self.accelerator.device).train()
         self.ema = ExponentialMovingAverage(self.bare_model, training.ema_decay)
         self.parameters = {n: p for n, p in self.bare_model.named_parameters() if p.requires_grad}
@@ -120,34 +118,30 @@ class _Training:
             weight_decay=training.weight_decay,
         )
         self.model: nn.Module = self.accelerator.prepare_model(self.bare_model)
-        self.iteration = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self.pending = 0
+        self.iteration = self.pending = 0
         self.speed = Speed()
         self.best = BestState(held_out, training)
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
+        last = self.training.iterations
         progress.update(self.iteration)
         self.check(stop)
-        while self.iteration < self.training.iterations or stop.is_set():
+        while self.iteration < last or stop.is_set():
             metrics = self.step(stop)
             if metrics is not None:
                 self.iteration += 1
-                if (
-                    self.iteration % self.training.log_interval == 0
-                    or self.iteration == self.training.iterations
-                ):
+                if self.iteration % self.training.log_interval == 0 or self.iteration == last:
                     metrics |= self.log_interval(on_interval)
                 try:
                     progress.update(self.iteration, **metrics)
                 except BrokenPipeError:
                     stop.set()  # who started this task is gone: nobody would take its result
                 self.check(stop)
-            due = time.monotonic() - saved_at >= wait_s
-            if stop.is_set() or due:
+            if stop.is_set() or time.monotonic() - saved_at >= wait_s:
                 started = time.monotonic()
                 self.save()
                 saved_at = time.monotonic()
@@ -171,10 +165,8 @@ class _Training:
             self.best.note(self.iteration, float(agreed), self.ema.shadow)
 
     def step(self, stop: threading.Event) -> dict[str, float] | None:
-        """One optimizer step over all micro-batches; returns the mean of the optimised loss.
-
-        None when `stop` was set before the last of them: what they have added is dropped, and the state is that of the
-        last whole iteration.
+        """One optimizer step over all micro-batches; returns the mean of the optimised loss. None when `stop` was set
+        before the last of them: what they have added is dropped, and the state is that of the last whole iteration.
         """
         config = self.training
         for group in self.optimizer.param_groups:
@@ -293,8 +285,7 @@ class _Training:
     def finish(self) -> TrainingOutcome:
         """Put the EMA weights, those of the best state, into the model and hand everything over.
 
-        There is no checkpoint of the end for its own sake: what has been done since the last one is less than an
-        interval's work, as at any other moment, and a short training should not pay for one.
+        There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
         self.ema.copy_to(self.bare_model)
         selection = self.best.hand_on(self.bare_model)
