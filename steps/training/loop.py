@@ -277,7 +277,7 @@ class _Training:
                 if value is not None:
                     self.optimizer.state[parameter][key] = value if key == "step" else value.to(device)
         self.ema.updates = state["ema_updates"]
-        self.best.restore(state["candidates"], {k: tensors.get(f"best.{k}") for k in self.ema.shadow})
+        self.best.restore(state.get("candidates", ()), {k: tensors.get(f"best.{k}") for k in self.ema.shadow})
         self.curve, self.sums, self.pending = state["curve"], state["sums"], state["pending"]
         self.iteration = checkpoint.iteration
         logger.info("continuing from iteration=%d in %s", self.iteration, self.folder)
