@@ -60,9 +60,7 @@ def _level_ends(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
     unet = getattr(model, "module", model)
     hooks = [
-        module.register_forward_pre_hook(
-            lambda _, inputs, name=name: found.__setitem__(name, inputs[0])  # type: ignore[misc]
-        )
+        module.register_forward_pre_hook(lambda _, inputs, name=name: found.__setitem__(name, inputs[0]))
         for name, module in unet.named_modules()
         if _AFTER_A_LEVEL.fullmatch(name)
     ]

@@ -1,16 +1,24 @@
 """teacher_16, student_16, student_8: one implementation, any number of steps."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from artifacts_schema.config import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.config import (
+    DistillationStageConfig,
+    StepDistillationConfig,
+    TrainingConfig,
+    parse_config,
+)
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
+from steps.stages import step_distillation
 from steps.stages.step_distillation import distil_weights
+from steps.stages.table import STAGES
 from steps.unet.evolved import EvolvedUNet
 from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data, tiny_unet
 
@@ -93,3 +101,25 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     second, *_ = distil(tmp_path / "b")
     assert first.weights.sha256 == second.weights.sha256
     assert first.identity() == second.identity()
+
+
+@pytest.mark.parametrize(
+    ("stage", "teacher", "expected"),
+    [
+        ("student_16", "architecture_evolution", "teacher"),
+        ("student_16", "velocity_finetuning", "full"),
+        ("student_8", "velocity_finetuning", "teacher"),
+    ],
+)
+def test_student_16_may_learn_from_the_full_unet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, teacher: str, expected: str
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(step_distillation, "distil_weights", lambda *arguments, **_: given.extend(arguments))
+    inputs: Any = SimpleNamespace(base=None, data=None, earlier=lambda name: name)
+    config = parse_config({"student_16": {"teacher": teacher}})
+    step_distillation.run(inputs, config, stage_context(tmp_path, stage))
+    assert given[1:3] == [expected, "student"]
+    assert STAGES[stage].after.get("full") == (
+        "velocity_finetuning.weights" if stage == "student_16" else None
+    )
