@@ -2,20 +2,21 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run smoke s3 test check format clean
+.PHONY: help install run smoke s3 test test-long coverage check format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## create the environment and install everything
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8,<1"
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[dev,cluster]"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[dev,pretrain,cluster]"
 	touch $@
 
 run: $(STAMP)  ## run the pipeline on the embedded default
@@ -28,9 +29,16 @@ s3: $(STAMP)  ## start an S3 server on loopback and print what to export
 	$(BIN)/python -m infra.local
 
 test: $(STAMP)  ## run the tests, two to four files at once
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
-check: $(STAMP)  ## formatter, linters, types, layers, security scan, dependency audit
+test-long: $(STAMP)  ## run the tests that are long by nature: workflows, clean environments, browsers
+	$(BIN)/python -m pytest -m long $(PARALLEL)
+
+coverage: $(STAMP)  ## run the tests and say which branches of steps/ and artifacts_schema/ they take
+	mkdir -p .snapfusion/coverage
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL) --cov --cov-report=term --cov-report=json:.snapfusion/coverage/coverage.json
+
+check: $(STAMP)  ## formatter, linters, types, layers and circles, security scan, dependency audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

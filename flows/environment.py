@@ -2,7 +2,8 @@
 
 Metaflow looks for `.metaflow` from the working directory upward, refuses to run as root, and starts up to 16 tasks at
 once. So the entry point moves to the project root, gives Metaflow a user name where the machine has none, and chooses
-the number of workers from the machine.
+the number of workers from the machine. The project root is the checkout; for an installed package it is the folder
+where the user stands, or `SNAPFUSION_HOME`.
 """
 
 import os
@@ -13,7 +14,13 @@ from pathlib import Path
 from flows.termination import end_tasks_first
 from steps.files.disk import temporary_folder
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# The checkout, or the folder of packages where a wheel was installed: flows, steps, artifacts_schema and configs lie in it.
+CODE_ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = any(CODE_ROOT.glob("snapfusion_pipeline-*.dist-info"))
+# What relative paths of a configuration count from.
+PROJECT_ROOT = Path(os.environ.get("SNAPFUSION_HOME", Path.cwd())).resolve() if INSTALLED else CODE_ROOT
+# A task on another machine gets a package of code from Metaflow: it is neither installed nor a checkout.
+_AT_HOME = INSTALLED or (CODE_ROOT / "pyproject.toml").is_file()
 # Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.
 WORK_ROOT = Path(os.environ.get("SNAPFUSION_HOME", PROJECT_ROOT)).resolve()
 BRANCHES = 3  # tasks of the flow that can train at the same time
@@ -21,7 +28,7 @@ BRANCHES = 3  # tasks of the flow that can train at the same time
 
 def prepare() -> None:
     """Set user name, working directory, argument paths and worker count for this process and the tasks it starts."""
-    if (PROJECT_ROOT / "pyproject.toml").is_file():
+    if _AT_HOME:
         sys.argv[0] = str(
             Path(sys.argv[0]).resolve()
         )  # Metaflow starts every task with it, from another folder
@@ -41,9 +48,9 @@ def prepare_paths() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Metaflow starts tasks with the same interpreter, which must find flows, steps and artifacts_schema there, too.
     search = os.environ.get("PYTHONPATH", "")
-    if str(PROJECT_ROOT) not in search.split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), search)))
-    if (PROJECT_ROOT / "pyproject.toml").is_file():
+    if str(CODE_ROOT) not in search.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CODE_ROOT), search)))
+    if _AT_HOME:
         WORK_ROOT.mkdir(parents=True, exist_ok=True)
         os.chdir(WORK_ROOT)
         # coremltools writes whole models there, and the system's own folder is often small, or memory.

@@ -7,7 +7,7 @@ was cut off is simply started again. Raising `iterations` in configs/pretrain.to
 """
 
 # ruff: noqa: E402 - the environment must be prepared before metaflow is imported
-from flows.environment import PROJECT_ROOT, prepare
+from flows.environment import CODE_ROOT, PROJECT_ROOT, prepare
 
 prepare()
 
@@ -38,7 +38,7 @@ class PretrainFlow(FlowSpec):
 
     config = Config(
         "config",
-        default=str(PROJECT_ROOT / "configs" / "pretrain.toml"),
+        default=str(CODE_ROOT / "configs" / "pretrain.toml"),
         parser=parse_pretraining,
         help="TOML file",
     )

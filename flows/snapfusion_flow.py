@@ -9,7 +9,7 @@ them in the content-addressed store.
 """
 
 # ruff: noqa: E402 - the environment must be prepared before metaflow is imported
-from flows.environment import PROJECT_ROOT, prepare
+from flows.environment import CODE_ROOT, prepare
 
 prepare()
 
@@ -21,7 +21,7 @@ from flows import stages
 from flows.config import parse
 from flows.runtime import pack, read_config, unpack
 
-DEFAULT_CONFIG = str(PROJECT_ROOT / "configs" / "openmoji.toml")
+DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
 
 @package_sources(

@@ -1,11 +1,14 @@
 """What the documents say about this repository is true: links, presets and names of tests exist."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+_OWN_MODULES = ("flows", "steps", "artifacts_schema", "infra", "benchmarks")
 _SKIPPED = {".venv", ".git", ".snapfusion", ".metaflow"}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -74,6 +77,45 @@ def test_named_tests_exist(path: Path) -> None:
         defined |= set(re.findall(r"^\s*def (test_\w+)", source.read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8")))
     assert not sorted(named - defined)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=_id)
+def test_named_modules_programs_and_targets_exist(path: Path) -> None:
+    """What `python -m`, `python <file>` and `make` are given, anywhere in a document."""
+    text = path.read_text(encoding="utf-8")
+    modules = {
+        name for name in re.findall(r"python3? -m ([\w.]*\w)", text) if name.split(".")[0] in _OWN_MODULES
+    }
+    assert not sorted(name for name in modules if importlib.util.find_spec(name) is None)
+    files = set(re.findall(r"python3? ((?:flows|steps|infra)/[\w/]+\.py)", text))
+    assert not sorted(name for name in files if not (ROOT / name).is_file())
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", text, re.MULTILINE))
+    assert not sorted(named - targets)
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_published_numbers_name_the_commit_of_their_file() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Published numbers", 1)[1]
+    named = re.findall(r"`(\w+\.json)` (\w{7}) \|$", table, re.MULTILINE)
+    assert len(named) == table.split("\n\n**", 1)[0].count("\n| ") - 1  # every row but the head
+    wrong = [
+        name
+        for name, commit in named
+        if not json.loads((ROOT / "benchmarks/results" / name).read_text())["commit"].startswith(commit)
+    ]
+    assert not wrong
+
+
+def test_missing_numbers_of_decisions_are_explained() -> None:
+    folder = ROOT / "docs" / "adr"
+    numbers = {int(page.name[:4]) for page in folder.glob("0*.md")}
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    gaps = set(range(1, max(numbers))) - numbers
+    assert not [number for number in gaps if f"| {number:04} |" not in index]
 
 
 def test_every_row_of_the_fault_table_names_a_test() -> None:

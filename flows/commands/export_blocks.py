@@ -10,7 +10,7 @@ Copy the folder to a Mac and run `python3 measure_on_mac.py` in it; then set `la
 import sys
 from pathlib import Path
 
-from flows.environment import PROJECT_ROOT, prepare_paths
+from flows.environment import CODE_ROOT, PROJECT_ROOT, prepare_paths
 
 _CALLED_FROM = Path.cwd()
 prepare_paths()
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where the kit goes; must be empty or not there")
-    parser.add_argument("--config", type=Path, default=PROJECT_ROOT / "configs/openmoji.toml")
+    parser.add_argument("--config", type=Path, default=CODE_ROOT / "configs/openmoji.toml")
     return parser
 
 

@@ -10,7 +10,7 @@ from artifacts_schema.config import DataConfig, SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
 from steps.data.shards import expand_shards
 from steps.files.disk import file_sha256
-from steps.files.errors import ConfigError
+from steps.files.errors import BaseModelError, ConfigError
 from steps.files.hashes import FileHashes
 from steps.models.base_folder import check_base_folder, folder_identity
 
@@ -54,6 +54,11 @@ def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData)
 def base_folder(config: SnapFusionConfig, project_root: Path) -> Path:
     """The base's folder, checked. Raises BaseModelError."""
     folder = project_root / config.base.path
+    if not folder.is_dir():
+        raise BaseModelError(
+            f"base.path names {folder}, which is not a folder; {_included(config.base.path)}"
+            "name a diffusers StableDiffusionPipeline folder"
+        )
     check_base_folder(folder)
     return folder
 
@@ -72,9 +77,22 @@ def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Pat
     for name in ("signal_clip", "measure_clip"):
         path = project_root / str(getattr(config.evaluation, name))
         if not path.is_dir():
-            raise ConfigError(f"evaluation.{name} names {path}, which is not a folder with an OpenCLIP model")
+            raise ConfigError(
+                f"evaluation.{name} names {path}, which is not a folder; "
+                f"{_included(getattr(config.evaluation, name))}name a folder with an OpenCLIP model"
+            )
         result[name] = path
     return result
+
+
+def _included(path: str) -> str:
+    """Where the included models are, for messages about one that is not there; "" for a model of the user's own."""
+    if not path.startswith("assets/"):
+        return ""
+    return (
+        "the included models come with a clone of the repository, not with the installed package: "
+        "copy the clone's assets/ there, or "
+    )
 
 
 def inception_weights(config: SnapFusionConfig, project_root: Path) -> Path | None:

@@ -1,11 +1,9 @@
 """Which code and which packages a record names."""
 
-import ast
 import os
 import subprocess
-import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -82,29 +80,6 @@ def test_every_dependency_is_named() -> None:
         lines = tomllib.load(file)["project"]["dependencies"]
     assert {line.split(">")[0] for line in lines} | {"python"} == set(package_versions())
     assert package_versions()["emoji"] == version("emoji")
-
-
-def test_every_package_that_a_stage_imports_is_named() -> None:
-    imported = set()
-    for path in [*(ROOT / "steps").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
-        if path.name == "measure_on_mac.py":  # runs on a Mac with what it finds there
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                imported.add(node.module.split(".")[0])
-    # The first three come and go with boto3, braceexpand with webdataset, google (protobuf) with coremltools.
-    brought = {"botocore", "s3transfer", "urllib3", "braceexpand", "google"}
-    foreign = imported - set(sys.stdlib_module_names) - {"flows", "steps", "artifacts_schema"} - brought
-    distributions = packages_distributions()
-    named = {name.lower().replace("_", "-") for name in package_versions()}
-    missing = {
-        module
-        for module in foreign
-        if not {name.lower().replace("_", "-") for name in distributions.get(module, [])} & named
-    }
-    assert not missing
 
 
 def test_a_program_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import pytest
 from artifacts_schema.base import meaning
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.data import RawData
+from steps.files.errors import BaseModelError
 from steps.files.hashes import FileHashes
 from steps.inputs import folders as input_folders
-from steps.inputs.folders import input_identities, raw_data
+from steps.inputs.folders import base_folder, input_identities, raw_data
 from steps.pretraining.micro import write_micro_base, write_micro_openclip
 
 
@@ -64,3 +65,13 @@ def test_no_path_is_in_the_key(tmp_path: Path) -> None:
     assert input_identities(one, tmp_path, RawData()) == input_identities(other, tmp_path, RawData())
     larger = config(["x.tar"]).model_copy(update={"data": one.data.model_copy(update={"limit": 7})})
     assert settings(larger) != settings(one)
+
+
+def test_models_that_are_not_there_are_named_and_the_included_ones_found(tmp_path: Path) -> None:
+    write_micro_openclip(tmp_path / "clip")
+    with pytest.raises(
+        BaseModelError, match=r"assets/base, which is not a folder; .* copy the clone's assets/"
+    ):
+        base_folder(config(base="assets/base"), tmp_path)
+    with pytest.raises(BaseModelError, match=r"my-model, which is not a folder; name a diffusers"):
+        base_folder(config(base="my-model"), tmp_path)
