@@ -15,6 +15,7 @@ import pytest
 
 from artifacts_schema.config import parse_config
 from flows import runtime, stages
+from steps.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / "flows" / "snapfusion_flow.py"
@@ -76,14 +77,7 @@ def trained_in_one_process(folder: Path) -> dict[str, str]:
         patch.setattr(runtime, "current", task)
         for module in (runtime, stages):
             patch.setattr(module, "WORK_ROOT", folder)
-        plan = stages.start(config)
-        table = stages.latency_profile(config, plan)
-        velocity = stages.velocity_finetuning(config, plan)
-        robust = stages.robust_training(config, plan, velocity)
-        evolution = stages.architecture_evolution(config, plan, robust, table)
-        teacher = stages.teacher_16(config, plan, velocity)
-        student = stages.student_16(config, plan, evolution)
-        small = stages.student_8(config, plan, teacher, student)
-        decoder = stages.decoder_distillation(config, plan)
-    records = (velocity, robust, evolution, teacher, student, small, decoder)
-    return {name: record.identity() for name, record in zip(TRAININGS, records, strict=True)}
+        records: dict[str, Any] = {"start": stages.start(config)}
+        for name in ("latency_profile", *TRAININGS):
+            records[name] = runtime.run_stage(STAGES[name], config, records)
+    return {name: records[name].identity() for name in TRAININGS}
