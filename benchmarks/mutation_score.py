@@ -8,8 +8,9 @@ the heavy libraries are loaded already and no file is touched (so that nothing c
 and run against those test files of the module's room that name the module, its own first. What is known is kept in
 `--work`: start it again to go on, `--part 0/2` and `--part 1/2` at once to use two cores, and without a part to publish.
 
-mutmut 3.8 cannot leave out messages and decorated functions stay whole; of cosmic-ray 8.7's mutants most shift bits of
-floats, each takes a new Python, and an interrupted one stays in the tree.
+Why neither tool from PyPI: mutmut 3.8 changes messages and arguments, too, leaves decorated functions out, and takes no
+sample; most mutants of cosmic-ray 8.7 shift bits of floats, each takes a new Python, and one that is interrupted stays in
+the tree.
 """
 
 import argparse
