@@ -39,7 +39,7 @@ def run(home: Path, *arguments: str, script: Path = FLOW, **environment: str) ->
         env=variables | {"SNAPFUSION_HOME": str(home)} | environment,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=3600,
         check=False,
     )
 
