@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import SnapFusionConfig
 from flows import runtime
 from steps.inputs import folders as input_folders
@@ -277,6 +278,10 @@ def test_a_table_counts_by_what_is_in_it(keys: Keys, tmp_path: Path) -> None:
     assert moved == keys.of({"latency_profile.table": "table.json"})["latency_profile"].sha256
     (tmp_path / "moved.json").write_text("[]")
     assert moved != keys.of({"latency_profile.table": "moved.json"})["latency_profile"].sha256
+
+
+def test_the_order_of_names_is_in_no_key() -> None:
+    assert content_hash({"a": {"x": 1, "y": 2}, "b": 3}) == content_hash({"b": 3, "a": {"y": 2, "x": 1}})
 
 
 def test_no_part_of_a_key_comes_from_where_secrets_could_be(keys: Keys) -> None:
