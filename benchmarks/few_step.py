@@ -35,6 +35,7 @@ from steps.diffusion.losses import Sampling
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
+from steps.evaluation.distances import clustered_mean
 from steps.files.progress import TerminalProgress
 from steps.inputs.context import StageContext, select_device
 from steps.models.base import load_base
@@ -221,10 +222,11 @@ def measure(run: FewStep, variants: Sequence[Variant]) -> dict[str, Measured]:
     for variant in variants:
         latents = run.draw(variant)
         judged = run.test.judge(latents)
-        error = (latents - reference).square().flatten(1).mean(1).double().numpy()
-        measured[variant.name] = Measured(judged.pictures, error, judged.clip, judged.blocks)
+        errors = (latents - reference).square().flatten(1).mean(1).double().numpy()
+        error, clip = (clustered_mean(values, run.test.groups) for values in (errors, judged.clip))
+        measured[variant.name] = Measured(judged.pictures, error, clip, judged.distance)
         logger.info(
-            "%s: squared error %.4f, kernel distance %.4f", variant.name, error.mean(), judged.blocks.mean()
+            "%s: squared error %.4f, kernel distance %.4f", variant.name, error.value, judged.distance.value
         )
     return measured
 
@@ -242,7 +244,7 @@ def main(parse: Callable[[], argparse.Namespace] = arguments) -> None:
     run = FewStep(options)
     variants = run.variants()
     measured = measure(run, variants)
-    rows = metrics(measured, options.students, options.seed)
+    rows = metrics(measured, options.students)
     publish(result(rows, module="benchmarks.few_step", seed=options.seed), options.json)
     if options.grid is not None:
         names = [REFERENCE] + [

@@ -39,7 +39,7 @@ from steps.stages.step_distillation import distil
 from steps.store import LocalStore
 from steps.unet.architecture import remove_unit
 from steps.unet.blocks import full_spec, normalise
-from steps.unet.evolved import build
+from steps.unet.conversion import build
 
 logger = logging.getLogger(__name__)
 STAGES = {"teacher_16": (16, True), "student_16": (16, False), "student_8": (8, True)}

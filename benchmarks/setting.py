@@ -18,7 +18,8 @@ from artifacts_schema.report import RunReport
 from benchmarks.published import ROOT
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.sampler import decode_latents
-from steps.evaluation.distances import kernel_block_means
+from steps.evaluation.bench import groups_of
+from steps.evaluation.distances import Estimate, kernel_distance
 from steps.evaluation.features import FeatureExtractor, load_features
 from steps.files.progress import TerminalProgress
 from steps.inputs.context import configure_torch, quiet_libraries
@@ -26,7 +27,7 @@ from steps.models.base import BaseModel
 from steps.models.clip import ClipScorer
 from steps.report.stored import record_of
 from steps.store import LocalStore
-from steps.training.randomness import epoch_indices, keyed_normal, spawn
+from steps.training.randomness import epoch_indices, keyed_normal
 
 
 def parser_for(description: str | None, *, evaluator: str = "openclip_measure") -> argparse.ArgumentParser:
@@ -84,11 +85,11 @@ def prepared(base: BaseModel, store: LocalStore, limit: int | None) -> PreparedD
 
 
 class Judged(NamedTuple):
-    """Pictures uint8 (n, 3, H, W), the CLIP score of each, and the kernel distance of each block of them."""
+    """Pictures uint8 (n, 3, H, W), the CLIP score of each, and their kernel distance to the real ones."""
 
     pictures: Tensor
     clip: NDArray[np.float64]
-    blocks: NDArray[np.float64]
+    distance: Estimate
 
 
 class TestCaptions:
@@ -103,6 +104,7 @@ class TestCaptions:
         self.indices = epoch_indices(samples=data.size("test"), start=0, count=count, seed=options.seed)
         everything = data.captions("test")
         self.captions = [everything[index] for index in self.indices.tolist()]
+        self.groups = groups_of(self.captions)
         self.embeddings = data.embeddings("test", self.indices)
         numbers = torch.arange(count)
         self.noise = keyed_normal(
@@ -129,6 +131,8 @@ class TestCaptions:
     def judge(self, latents: Tensor) -> Judged:
         """Decode the final latents (n, c, h, w) of all captions and score the pictures."""
         pictures = decode_latents(self.base.vae, latents, scaling_factor=self.base.scaling_factor)
-        found, seed = self.features(pictures).numpy(), spawn(self.options.seed, "blocks")
+        real_groups = groups_of(self.data.captions("test"))
+        found = self.features(pictures).numpy()
+        distance = kernel_distance(found, self.real, groups=self.groups, real_groups=real_groups)
         scores = self.clip.scores(pictures, self.captions).double().numpy()
-        return Judged(pictures, scores, np.asarray(kernel_block_means(found, self.real, seed=seed)))
+        return Judged(pictures, scores, distance)

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from artifacts_schema.base import Interval
 from benchmarks.published import Metric, publish, result
 from benchmarks.setting import (
     TestCaptions,
@@ -34,7 +33,7 @@ from steps.diffusion.parameterization import x_from_v
 from steps.diffusion.prediction import UNetInput, predict_guided
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.distances import interval
+from steps.evaluation.distances import Estimate, clustered_mean
 from steps.models.base import load_base
 from steps.models.stored import load_model
 from steps.store import LocalStore
@@ -84,12 +83,13 @@ def _at(schedule: NoiseSchedule, t: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Per picture: latents (n, c, h, w), pictures uint8, CLIP score; kernel distance per block."""
+    """Per picture: latents (n, c, h, w), pictures uint8, CLIP score; kernel distance of all; the group of each."""
 
     latents: Tensor
     pictures: Tensor
     clip: NDArray[np.float64]
-    blocks: NDArray[np.float64]
+    distance: Estimate
+    groups: Sequence[str]
 
 
 def arguments() -> argparse.Namespace:
@@ -155,28 +155,32 @@ class Comparison:
 
     def judge(self, latents: Tensor) -> Drawn:
         """Pictures and their scores."""
-        return Drawn(latents, *self.test.judge(latents))
+        return Drawn(latents, *self.test.judge(latents), self.test.groups)
 
 
 def metrics(grid: Drawn, apple: Drawn, reference: Drawn | None) -> list[Metric]:
     """Each sampler's numbers, and their paired differences (Apple's minus ours), with 95 % intervals."""
-    n = len(grid.clip)
+
+    def mean(values: NDArray[np.float64]) -> Estimate:
+        return clustered_mean(values, grid.groups)
+
+    nearer = "above 0: ours is nearer"
     rows = [
-        _metric("difference.latent_mse", _errors(apple.latents, grid.latents), n),
-        _metric("difference.picture_psnr_db", _psnr(apple.pictures, grid.pictures), n, "dB"),
-        _metric("difference.clip", apple.clip - grid.clip, n, "cosine", "Apple's sampler less our grid"),
-        _metric("difference.kernel_distance", apple.blocks - grid.blocks, n, "", "above 0: ours is nearer"),
+        _metric("difference.latent_mse", mean(_errors(apple.latents, grid.latents))),
+        _metric("difference.picture_psnr_db", mean(_psnr(apple.pictures, grid.pictures)), "dB"),
+        _metric("difference.clip", mean(apple.clip - grid.clip), "cosine", "Apple's sampler less our grid"),
+        _metric("difference.kernel_distance", apple.distance.minus(grid.distance), "", nearer),
     ]
     drawn = {"grid": grid, "apple_dpm": apple} | ({"reference": reference} if reference else {})
     for name, item in drawn.items():
-        rows.append(_metric(f"{name}.clip", item.clip, n, "cosine"))
-        rows.append(_metric(f"{name}.kernel_distance", item.blocks, n))
+        rows.append(_metric(f"{name}.clip", mean(item.clip), "cosine"))
+        rows.append(_metric(f"{name}.kernel_distance", item.distance))
         if reference is not None and item is not reference:
             errors = _errors(item.latents, reference.latents)
-            rows.append(_metric(f"{name}.latent_mse_to_reference", errors, n))
+            rows.append(_metric(f"{name}.latent_mse_to_reference", mean(errors)))
     if reference is not None:
         more = _errors(apple.latents, reference.latents) - _errors(grid.latents, reference.latents)
-        rows.append(_metric("difference.latent_mse_to_reference", more, n, "", "above 0: ours is nearer"))
+        rows.append(_metric("difference.latent_mse_to_reference", mean(more), "", nearer))
     return rows
 
 
@@ -193,11 +197,9 @@ def _psnr(first: Tensor, second: Tensor) -> NDArray[np.float64]:
     return found
 
 
-def _metric(
-    name: str, values: Sequence[float] | NDArray[np.float64], n: int, unit: str = "", note: str = ""
-) -> Metric:
-    found: Interval = interval([float(value) for value in values])
-    return Metric(f"swift_sampler.{name}", found.value, unit, n, found.low, found.high, note)
+def _metric(name: str, estimate: Estimate, unit: str = "", note: str = "") -> Metric:
+    found = estimate.interval()
+    return Metric(f"swift_sampler.{name}", found.value, unit, found.n, found.low, found.high, note)
 
 
 def main() -> None:

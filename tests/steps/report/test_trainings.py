@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from artifacts_schema.training import Candidate, Selection, TrainingRecord
-from steps.report.page import _metrics
+from steps.report.trainings import _metrics
 
 RECORDS = Path(__file__).parents[2] / "fixtures" / "records"
 

@@ -15,7 +15,8 @@ from steps.stages import architecture_evolution, coreml_export, latency_profile,
 from steps.stages.step_distillation import distil_weights
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import full_spec
-from steps.unet.evolved import EvolvedUNet, build
+from steps.unet.conversion import build
+from steps.unet.evolved import EvolvedUNet
 from tests.factories import BK_SDM, TINY_CONFIG, context, tiny_base, tiny_data, tiny_inputs, tiny_unet
 from tests.factories import two_level_base as whole_base
 from tests.steps.evolution.factories import BrightnessScorer, TinyData

@@ -23,7 +23,8 @@ from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import decoder_distillation, robust_training, step_distillation, velocity_finetuning
-from steps.unet.evolved import EvolvedUNet, as_evolved
+from steps.unet.conversion import as_evolved
+from steps.unet.evolved import EvolvedUNet
 from tests.factories import LATENT_SHAPE, stage_context, two_level_base
 from tests.steps.diffusion.fakes import FakeData
 from tests.steps.stages.watching import Watched, watched

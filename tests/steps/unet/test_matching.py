@@ -10,8 +10,9 @@ from steps.diffusion.prediction import UNetInput
 from steps.files.errors import ArchitectureError
 from steps.training.batch import Batch
 from steps.unet.architecture import remove_unit
+from steps.unet.conversion import build
 from steps.unet.dropping import SkippingLoss
-from steps.unet.evolved import EvolvedUNet, build
+from steps.unet.evolved import EvolvedUNet
 from steps.unet.matching import TeacherMatching
 from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 from tests.steps.unet.test_dropping import _sampling
