@@ -122,6 +122,14 @@ class DataConfig(Frozen):
     max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
     max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
 
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.source != "openmoji" and self.variants != 1:
+            raise ValueError(
+                f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"
+            )
+        return self
+
 
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""
@@ -220,7 +228,10 @@ class DecoderDistillationConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """`evaluation` and `real_pictures`. The evaluators count by what is in their folders, the steps by variant."""
+    """`guidance_selection`, `evaluation` and `real_pictures`.
+
+    The evaluators count by what is in their folders, the steps by variant.
+    """
 
     volatile: ClassVar[frozenset[str]] = frozenset(
         {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
@@ -239,8 +250,11 @@ class EvaluationConfig(Frozen):
         "student_8",
         "student_8_small_decoder",
     )
-    guidance_scales: tuple[Positive, ...] = (3.0,)
-    pictures: Count = 64  # per variant and guidance scale
+    guidance_scales: tuple[Positive, ...] = Field(
+        (3.0,), min_length=1
+    )  # one is chosen per variant, on validation
+    validation_pictures: Count = 64  # per variant and guidance scale, where there is a choice
+    pictures: Count = 64  # per variant
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
     grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = 16

@@ -112,15 +112,17 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def evaluation(self) -> None:
-        """Generate and measure one variant."""
-        stages.run(self, "evaluation", self.input)
+        """Choose one variant's guidance scale on the validation split, then draw and measure it."""
+        guidance = stages.run(self, "guidance_selection", self.input)
+        stages.run(self, "evaluation", self.input, {f"guidance_selection {self.input}": guidance})
         self.next(self.evaluation_summary)
 
     @step
     def evaluation_summary(self, inputs: Any) -> None:
         """Join the variants' records."""
+        self.guidance_selection_records = {item.input: item.guidance_selection_record for item in inputs}
         self.evaluation_records = {item.input: item.evaluation_record for item in inputs}
-        self.merge_artifacts(inputs, exclude=["evaluation_record"])
+        self.merge_artifacts(inputs, exclude=["guidance_selection_record", "evaluation_record"])
         self.next(self.report)
 
     @step

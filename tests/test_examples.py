@@ -33,7 +33,7 @@ from metaflow import FlowSpec, step
 class SnapFusionFlow(FlowSpec):
     @step
     def start(self):
-        self.run_report = {"name": "an example", "headline": {}}
+        self.report_record = {"name": "an example", "headline": {}}
         self.next(self.end)
 
     @step

@@ -2,14 +2,14 @@
 
 | role | may |
 |---|---|
-| runner | read, write and list below the project's prefix; remove checkpoints and probes only |
-| reader | read and list: drawing pictures, comparing runs |
+| runner | read, write and list below the project's prefix; remove checkpoints, probes and its own leases only |
+| reader | read and list: drawing pictures, comparing runs; and tell the collector that it does |
 | collector | what a reader may, and remove, unfinished uploads included: `python -m flows.commands.collect --delete` |
 
 Nobody may read, write or list outside the prefix, change the bucket, its policy or its versions; what a collector may
 see of other projects are the names of what is being uploaded. A run that is taken over by somebody else can therefore
-not remove weights or records. It can overwrite them: a run writes old objects again, so that nobody collects them, and
-no condition tells that from damage. A bucket that keeps versions keeps what was overwritten; `keep_versions` says how.
+not remove weights or records. It can overwrite them: who finds an object damaged writes it again, and no condition
+tells one from the other. A bucket that keeps versions keeps what was overwritten; `keep_versions` says how.
 With a key of one's own (`store.kms_key`) a role may use it as far as reading and writing objects needs.
 
 A server must take the key for the prefix when it judges whether a missing key may be called missing, as Amazon's and
@@ -51,6 +51,7 @@ def policy(
         )
     arn = f"arn:{partition}:s3:::{bucket}"
     below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    scratch = [f"{arn}/{below}documents/{name}/*" for name in ("probes", "leases/use")]
     statements: list[dict[str, Any]] = [
         {
             "Sid": "List",
@@ -70,9 +71,13 @@ def policy(
             {
                 "Sid": "RemoveScratch",
                 "Action": ["s3:DeleteObject"],
-                "Resource": [f"{arn}/{below}work/*", f"{arn}/{below}documents/probes/*"],
+                "Resource": [f"{arn}/{below}work/*", *scratch],
             },
         ]
+    if role == "reader":
+        # Whatever works says so, for the collector to see; the probe asks the server for conditional writes.
+        tell = {"Sid": "TellOfUse", "Action": ["s3:PutObject", "s3:DeleteObject"], "Resource": scratch}
+        statements.append(tell)
     if role == "collector":
         statements += [
             {
@@ -93,16 +98,14 @@ def policy(
                 "Resource": [arn],
                 "Condition": {"Null": {"s3:prefix": "true"}},
             },
-            # A document that came into use while it was being removed is written back; leases are taken, and removals
-            # announced.
             {
-                "Sid": "PutBack",
+                "Sid": "Lease",
                 "Action": ["s3:PutObject"],
-                "Resource": [f"{arn}/{below}documents/*", f"{arn}/{below}work/.removals/*"],
+                "Resource": [f"{arn}/{below}documents/{name}/*" for name in ("probes", "leases")],
             },
         ]
     if kms_key is not None:
-        statements.append(_use_of_key(kms_key, role, bucket_policy=bool(principals)))
+        statements.append(_use_of_key(kms_key, bucket_policy=bool(principals)))
     granted = {"Principal": {"AWS": list(principals)}} if principals else {}
     return {
         "Version": "2012-10-17",
@@ -110,7 +113,7 @@ def policy(
     }
 
 
-def _use_of_key(kms_key: str, role: Role, *, bucket_policy: bool) -> dict[str, Any]:
+def _use_of_key(kms_key: str, *, bucket_policy: bool) -> dict[str, Any]:
     """What S3 asks of the key in the user's name: decrypting what is read, and with it the parts of a large upload."""
     found = _KEY.fullmatch(kms_key)
     if found is None:
@@ -119,11 +122,10 @@ def _use_of_key(kms_key: str, role: Role, *, bucket_policy: bool) -> dict[str, A
         )
     if bucket_policy:
         raise ValueError("a bucket policy cannot grant rights on a key: leave out the principals, or the key")
-    writes = [] if role == "reader" else ["kms:GenerateDataKey"]
     domain = "amazonaws.com.cn" if found["partition"] == "aws-cn" else "amazonaws.com"
     return {
         "Sid": "UseKey",
-        "Action": ["kms:Decrypt", *writes],
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
         "Resource": [kms_key],
         # Through S3 only: with the key alone nobody decrypts what he got elsewhere.
         "Condition": {"StringEquals": {"kms:ViaService": f"s3.{found['region']}.{domain}"}},

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.data import SplitName
+from steps.diffusion.ddim import walk
 from steps.diffusion.parameterization import (
-    ddim_step,
-    denoised,
     guided,
     inverted_target,
     noisy,
@@ -210,10 +209,16 @@ class DistillationLoss:
         """x~ of eq. 9 for examples at the student's grid points `point` (n,); guided where w is given."""
         schedule, z = self.sampling.schedule, start.item.z
         # The student's point k is the teacher's point 2k.
-        grid = schedule.grid_to_clean(2 * self.student_steps)
-        t, t_middle, t_end = (grid[2 * point + step].to(z.device) for step in range(3))
-        middle = self._teacher_step(z, t, t_middle, start.item.embeddings, w)
-        end = self._teacher_step(middle, t_middle, t_end, start.item.embeddings, w)
+        points = schedule.grid_to_clean(2 * self.student_steps)[2 * point + torch.arange(3).unsqueeze(1)]
+
+        def network(z: Tensor, t: Tensor) -> Tensor:
+            item = UNetInput(z, t, start.item.embeddings)
+            if w is None:
+                return predict(self.teacher, item)
+            return predict_guided(self.teacher, item, empty_embedding=self.sampling.empty_embedding, w=w)
+
+        end = walk(schedule, network, z=z, points=points, kind="v_prediction")
+        t_end = points[-1].to(z.device)
         return inverted_target(
             z=z,
             z_end=end,
@@ -222,19 +227,6 @@ class DistillationLoss:
             alpha_end=schedule.alpha(t_end),
             sigma_end=schedule.sigma(t_end),
         )
-
-    def _teacher_step(
-        self, z: Tensor, t: Tensor, t_next: Tensor, embeddings: Tensor, w: Tensor | None
-    ) -> Tensor:
-        """One DDIM step of the teacher from t to t_next (eq. 7)."""
-        schedule, item = self.sampling.schedule, UNetInput(z, t, embeddings)
-        if w is None:
-            v = predict(self.teacher, item)
-        else:
-            v = predict_guided(self.teacher, item, empty_embedding=self.sampling.empty_embedding, w=w)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        x, eps = denoised(output=v, z=z, alpha=alpha, sigma=sigma, prediction_type="v_prediction")
-        return ddim_step(x=x, eps=eps, alpha_next=schedule.alpha(t_next), sigma_next=schedule.sigma(t_next))
 
     def _student(
         self, model: nn.Module, start: Example, w: Tensor | None, original: Example | None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,7 +23,7 @@ _SCHEDULE_KEYS = (
 )
 
 
-def schedule_keys(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_keys(scheduler_config: Mapping[str, object]) -> dict[str, object]:
     """Those entries of a diffusers scheduler configuration that define the noise schedule."""
     return {key: scheduler_config[key] for key in _SCHEDULE_KEYS if key in scheduler_config}
 
@@ -50,7 +50,7 @@ class NoiseSchedule:
     )
 
     @classmethod
-    def from_config(cls, scheduler_config: Mapping[str, Any]) -> Self:
+    def from_config(cls, scheduler_config: Mapping[str, object]) -> Self:
         """The schedule of a diffusers scheduler configuration, whatever else that configuration says."""
         scheduler = DDIMScheduler(**schedule_keys(scheduler_config))
         return cls(scheduler.alphas_cumprod.double())

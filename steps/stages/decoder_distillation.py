@@ -132,7 +132,7 @@ def size_metrics(base: BaseModel, small: Any) -> dict[str, float]:
     for name, model in halves.items():
         parts = [model.decoder, *([model.post_quant_conv] if model.post_quant_conv is not None else [])]
         metrics[f"parameters_{name}"] = float(sum(p.numel() for part in parts for p in part.parameters()))
-        macs, _ = count_macs(model, partial(model.decode, latent))
+        macs, _ = count_macs(partial(model.decode, latent))
         metrics[f"macs_{name}"] = float(macs)
     metrics["parameter_ratio"] = metrics["parameters_full"] / metrics["parameters_small"]
     metrics["mac_ratio"] = metrics["macs_full"] / metrics["macs_small"]

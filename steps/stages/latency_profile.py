@@ -98,10 +98,10 @@ def count(base: BaseModel, config: LatencyProfileConfig) -> LatencyTable:
     """Multiply-accumulates of the base, from shapes alone."""
     inputs = _Inputs(_on_meta(base), config.batch_size, torch.device("meta"))
     parts = unet_parts(inputs.base.unet)
-    total, by_part = count_macs(inputs.base.unet, inputs.guided_step, parts)
+    total, by_part = count_macs(inputs.guided_step, parts)
     values = {part.id: [float(by_part[part.id])] for part in parts} | {"unet": [float(total)]}
-    values["text_encoder"] = [float(count_macs(inputs.base.text_encoder, inputs.encode_text)[0])]
-    values["decoder"] = [float(count_macs(inputs.base.vae, inputs.decode)[0])]
+    values["text_encoder"] = [float(count_macs(inputs.encode_text)[0])]
+    values["decoder"] = [float(count_macs(inputs.decode)[0])]
     means = {part.id: float(by_part[part.id]) for part in parts}
     return _table(inputs, config, parts, _Timings(values, means, sum(means.values()) / total), "none")
 

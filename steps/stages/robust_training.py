@@ -18,8 +18,9 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import load_model, save_model
 from steps.stages.velocity_finetuning import load_warm_start
 from steps.training.loop import train
+from steps.unet.conversion import as_evolved
 from steps.unet.dropping import SkippingLoss
-from steps.unet.evolved import EvolvedUNet, as_evolved
+from steps.unet.evolved import EvolvedUNet
 
 STAGE = "robust_training"
 SCHEMA = "diffusers.UNet2DConditionModel"

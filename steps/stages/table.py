@@ -69,13 +69,29 @@ def _distillation(name: str, *, teacher: str, student: str, cfg_aware: bool) -> 
     )
 
 
+_STEPS = ("evaluation.base_steps", "step_distillation.intermediate_steps", "step_distillation.final_steps")
+
+
+def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
+    """One scale needs no choice, and so no pictures."""
+    found = values_of(config, ["evaluation.features", "evaluation.guidance_scales"])
+    if len(config.evaluation.guidance_scales) > 1:
+        found |= values_of(config, ["evaluation.validation_pictures"])
+    return found | {"steps": variant_of(label, config).steps}
+
+
 def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    return {"evaluation": config.evaluation, "steps": variant_of(label, config).steps}
+    found = values_of(config, ["evaluation.features", "evaluation.pictures", "evaluation.split"])
+    return found | {"steps": variant_of(label, config).steps}
 
 
-def _models_of(label: str) -> Mapping[str, str]:
+def _models_of(label: str) -> dict[str, str]:
     unet, decoder = MODELS[label]
     return {"unet": f"{unet}.weights" if unet else "", "decoder": f"{decoder}.weights" if decoder else ""}
+
+
+def _evaluated_models(label: str) -> dict[str, str]:
+    return _models_of(label) | {"guidance": f"guidance_selection {label}"}
 
 
 def _exported(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
@@ -143,17 +159,26 @@ STAGES: dict[str, Stage] = {
         Stage("decoder_distillation", settings=("decoder_distillation",), reads=("base", "data")),
         Stage(
             "real_pictures",
-            settings=("evaluation",),
-            reads=("data", "measure_clip", "inception"),
+            settings=("evaluation.features",),
+            reads=("data", "signal_clip", "measure_clip", "inception"),
+            packages=_INSTRUMENTS,
+        ),
+        Stage(
+            "guidance_selection",
+            settings=("evaluation", *_STEPS),
+            reads=("base", "data", "signal_clip", "inception"),
+            after={"real_pictures": "real_pictures"},
+            meaning=_guided,
+            after_label=_models_of,
             packages=_INSTRUMENTS,
         ),
         Stage(
             "evaluation",
-            settings=("evaluation", "step_distillation.intermediate_steps", "step_distillation.final_steps"),
-            reads=("base", "data", "measure_clip", "inception"),
+            settings=("evaluation", *_STEPS),
+            reads=("base", "data", "signal_clip", "measure_clip", "inception"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
-            after_label=_models_of,
+            after_label=_evaluated_models,
             packages=_INSTRUMENTS,
         ),
         Stage(

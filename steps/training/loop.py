@@ -6,12 +6,11 @@ save_state pickles, so checkpoints are our own.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,10 +26,10 @@ from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
+from steps.training.pace import Speed, learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import epoch_indices
 
 logger = logging.getLogger(__name__)
-_MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
 IntervalHook = Callable[[int, nn.Module], dict[str, float]]
@@ -46,30 +45,6 @@ class TrainingOutcome:
     curve: list[dict[str, float]]
     iterations: int
     images_per_s: Measurement | None
-
-
-def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
-    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine.
-
-    The cosine takes the last `cosine_iterations`, so that a training can go on at a constant rate for as long as there
-    is time and be ended by setting `iterations`.
-    """
-    warmup = training.warmup_iterations
-    if iteration < warmup:
-        return (iteration + 1) / (warmup + 1)
-    if training.schedule == "constant":
-        return 1.0
-    span = max(1, min(training.iterations - warmup, training.cosine_iterations or training.iterations))
-    progress = min(1.0, max(0.0, (iteration - (training.iterations - span)) / span))
-    low = training.final_learning_rate_fraction
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:
-    """Seconds until the next checkpoint: the interval, or longer where writing one is so slow that it would take more
-    than 3 % of the time. An interval below a second asks for checkpoints at any price.
-    """
-    return interval_s if interval_s < 1.0 else max(interval_s, spent_s / _MOST_SHARE)
 
 
 def train(
@@ -92,7 +67,7 @@ def train(
     Interrupted after SIGTERM, SIGINT or SIGHUP (a checkpoint is written first, no later than one micro-batch after it).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
-        run = _Training(model, loss, training, samples, seed, checkpoints, device)
+        run = _Training(model, loss, training, checkpoints, samples=samples, seed=seed, device=device)
         run.restore()
         bar = progress or NullProgress()
         bar.start(description, training.iterations)
@@ -106,25 +81,6 @@ def train(
         return run.finish()
 
 
-@dataclass
-class _Speed:
-    """Images per second of every logging interval; varies between runs and belongs to no identity."""
-
-    values: list[float] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
-    _images: int = 0
-
-    def add(self, images: int) -> None:
-        self._images += images
-
-    def close_interval(self) -> float:
-        now = time.monotonic()
-        speed = self._images / max(now - self._since, 1e-9)
-        self.values.append(speed)
-        self._since, self._images = now, 0
-        return speed
-
-
 class _Training:
     """State of one training; everything in it is either configuration or part of the checkpoint."""
 
@@ -133,9 +89,10 @@ class _Training:
         model: nn.Module,
         loss: LossFunction,
         training: TrainingConfig,
+        checkpoints: CheckpointFolder,
+        *,
         samples: int,
         seed: int,
-        checkpoints: CheckpointFolder,
         device: torch.device | None,
     ) -> None:
         self.training, self.samples, self.seed = training, samples, seed
@@ -157,7 +114,7 @@ class _Training:
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.pending = 0
-        self.speed = _Speed()
+        self.speed = Speed()
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -25,13 +26,10 @@ def _split(size: int = 3) -> PreparedSplit:
 
 
 def _record() -> PreparedDataRef:
-    composition = PreparedSplit(
-        size=1, captions=_object("d"), embeddings=(Shard(object=_object("e"), rows=1),)
-    )
     return PreparedDataRef(
         source="openmoji",
         attribution="OpenMoji",
-        splits={"train": _split(), "composition": composition},
+        splits={"train": _split()},
         empty_embedding=_object("f"),
         scaling_factor=0.5,
         latent_shape=(4, 16, 16),
@@ -50,11 +48,6 @@ def test_version_1_is_still_read() -> None:
     assert read_record((RECORDS / "prepared_data_v1.json").read_text()) == _record()
 
 
-def test_splits_of_captions_alone_have_no_images() -> None:
-    assert _record().splits["train"].has_images
-    assert not _record().splits["composition"].has_images
-
-
 def test_identity_follows_the_content_and_not_the_provenance() -> None:
     record = _record()
     elsewhere = record.model_copy(update={"provenance": Provenance(created_at="2024-01-01", host="other")})
@@ -62,15 +55,20 @@ def test_identity_follows_the_content_and_not_the_provenance() -> None:
     assert record.model_copy(update={"scaling_factor": 0.6}).identity() != record.identity()
 
 
-def test_rows_must_match_captions() -> None:
-    with pytest.raises(ValidationError, match="4 captions but 3 rows of embeddings"):
-        PreparedSplit(size=4, captions=_object("c"), embeddings=(Shard(object=_object("a"), rows=3),))
+@pytest.mark.parametrize("kind", ["embeddings", "moments", "images"])
+def test_rows_must_match_pictures(kind: str) -> None:
+    rows = {name: (Shard(object=_object("a"), rows=4),) for name in ("embeddings", "moments", "images")}
+    rows[kind] = (Shard(object=_object("a"), rows=3),)
+    with pytest.raises(ValidationError, match=f"4 pictures, 1 a caption, but 3 rows of {kind}"):
+        PreparedSplit(size=4, captions=_object("c"), **rows)
 
 
-def test_images_without_moments_are_refused() -> None:
-    shards = (Shard(object=_object("a"), rows=2),)
-    with pytest.raises(ValidationError, match="both moments and images or neither"):
-        PreparedSplit(size=2, captions=_object("c"), embeddings=shards, images=shards)
+def test_variants_share_an_embedding() -> None:
+    two, four = (Shard(object=_object("a"), rows=2),), (Shard(object=_object("b"), rows=4),)
+    kept: dict[str, Any] = {"captions": _object("c"), "moments": four, "images": four}
+    assert PreparedSplit(size=4, variants=2, embeddings=two, **kept).variants == 2
+    with pytest.raises(ValidationError, match="4 pictures, 2 a caption, but 4 rows of embeddings"):
+        PreparedSplit(size=4, variants=2, embeddings=four, **kept)
 
 
 def test_unknown_split_is_refused() -> None:

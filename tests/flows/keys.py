@@ -25,9 +25,10 @@ EXAMPLES = {
     "start": "run_plan_v1",
     "latency_profile": "latency_v1",
     "architecture_evolution": "evolution_v1",
-    "real_pictures": "real_pictures_v2",
-    "evaluation": "evaluation_v2",
-    "coreml_export": "component_v2",
+    "real_pictures": "real_pictures_v1",
+    "guidance_selection": "guidance_v1",
+    "evaluation": "evaluation_v1",
+    "coreml_export": "component_v1",
     "coreml_compression": "compression_v1",
     "bundle_drawing": "bundle_drawing_v1",
 }
@@ -107,7 +108,7 @@ class Keys:
         self.found, self.propagate = {}, propagate
         config = self.config(changes)
         records: dict[str, Any] = {"start": stages.start(config)}
-        labels = {"evaluation": VARIANTS, "coreml_export": COMPONENTS}
+        labels = {"guidance_selection": VARIANTS, "evaluation": VARIANTS, "coreml_export": COMPONENTS}
         for name, stage in STAGES.items():
             if name in ("start", "bundle_drawing"):
                 continue

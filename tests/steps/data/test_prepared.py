@@ -10,7 +10,7 @@ from artifacts_schema.config import DataConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.readers import read_record
 from steps.data import prepared
-from steps.data.openmoji import draw, list_openmoji
+from steps.data.openmoji import SPLITS, draw, list_openmoji
 from steps.data.prepared import PreparedData, encode_moments, prepare_data, prepare_source
 from steps.data.source import OpenMojiSource, Picture, well_mixed
 from steps.files.errors import DataError, StoreError
@@ -38,13 +38,12 @@ def _pictures(train: int = 5) -> list[Picture]:
 
 
 def _prepare(base: BaseModel, store: LocalStore, train: int = 5) -> PreparedDataRef:
-    source = ListSource(_pictures(train), ("a red cat", "a blue dog"))
-    return prepare_source(base, source, store, progress=NullProgress())
+    return prepare_source(base, ListSource(_pictures(train)), store, progress=NullProgress())
 
 
 def test_everything_is_read_back_in_order(base: BaseModel, store: LocalStore) -> None:
     data = PreparedData.load(store, _prepare(base, store))
-    assert [data.size(name) for name in ("train", "validation", "test", "composition")] == [5, 2, 1, 2]
+    assert [data.size(name) for name in ("train", "validation", "test", "novel")] == [5, 2, 1, 0]
     assert data.captions("validation") == ["picture 5", "picture 6"]
     indices = torch.tensor([4, 0, 4])
     assert torch.equal(data.images("train", indices), torch.stack([noise_image(i) for i in (4, 0, 4)]))
@@ -129,12 +128,33 @@ def test_captions_are_dropped_at_the_asked_rate(base: BaseModel, store: LocalSto
     assert torch.equal(dropped(0.5, 4), dropped(0.5, 4))
 
 
-def test_composition_has_captions_only(base: BaseModel, store: LocalStore) -> None:
+def test_an_empty_split_has_no_rows(base: BaseModel, store: LocalStore) -> None:
     data = PreparedData.load(store, _prepare(base, store))
-    assert data.captions("composition") == ["a red cat", "a blue dog"]
-    assert data.embeddings("composition", torch.tensor([1])).shape == (1, 77, 8)
-    with pytest.raises(DataError, match="captions only"):
-        data.images("composition", torch.tensor([0]))
+    assert data.captions("novel") == []
+    with pytest.raises(DataError, match="empty"):
+        data.images("novel", torch.tensor([0]))
+
+
+@pytest.mark.parametrize("variants", [1, 3])
+def test_variants_share_caption_and_embedding(
+    base: BaseModel, store: LocalStore, variants: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "_BATCH", 4)  # ends inside a caption's variants
+    pictures = [
+        Picture(split, f"{split} {i}", noise_image(variants * i + v))
+        for split, count in (("train", 5), ("validation", 1), ("test", 2))
+        for i in range(count)
+        for v in range(variants)
+    ]
+    data = PreparedData.load(
+        store, prepare_source(base, ListSource(pictures, variants), store, progress=NullProgress())
+    )
+    captions = [f"train {i}" for i in range(5) for _ in range(variants)]
+    every = torch.arange(data.size("train"))
+    assert data.captions("train") == captions
+    expected = encode_captions(base.tokenizer, base.text_encoder, captions)
+    torch.testing.assert_close(data.embeddings("train", every), expected)
+    assert torch.equal(data.images("train", every), torch.stack([noise_image(i) for i in every.tolist()]))
 
 
 def test_wrong_split_and_index_are_refused(base: BaseModel, store: LocalStore) -> None:
@@ -172,16 +192,15 @@ def test_openmoji_is_prepared_from_its_record(base: BaseModel, store: LocalStore
     ref = prepare_data(base, config, store, progress=NullProgress(), project_root=tmp_path)
     record = read_record(ref.to_json())
     assert isinstance(record, PreparedDataRef)
-    assert (record.source, record.image_size, record.examined) == ("openmoji", IMAGE_SIZE, 9)
+    assert (record.source, record.image_size, record.examined) == ("openmoji", IMAGE_SIZE, 12)
     assert "CC BY-SA 4.0" in record.attribution
     data = PreparedData.load(store, record)
     by_caption = {item.caption: item for item in list_openmoji()}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         items = [by_caption[caption] for caption in data.captions(split)]
         assert [item.split for item in items] == [split] * 3
         expected = draw([item.code for item in items], IMAGE_SIZE)
         assert torch.equal(data.images(split, torch.arange(3)), expected)
-    assert data.size("composition") == 3
 
 
 def test_a_larger_limit_keeps_what_a_smaller_one_chose() -> None:
@@ -195,8 +214,8 @@ def test_a_larger_limit_keeps_what_a_smaller_one_chose() -> None:
 
 
 def test_openmoji_source_counts_what_it_yields() -> None:
-    source = OpenMojiSource(8, 2)
+    source = OpenMojiSource(8, 2, variants=3)
     pictures = list(source.pictures())
-    assert len(pictures) == source.total == 6
+    assert len(pictures) == source.total == 24
     assert pictures[0].image.shape == (3, 8, 8)
-    assert len(source.composition()) == 2
+    assert [p.caption for p in pictures[:3]] == [pictures[0].caption] * 3

@@ -333,7 +333,7 @@ def test_shards_are_prepared(tmp_path: Path) -> None:
     assert (ref.source, ref.examined, ref.skipped) == ("webdataset", 61, {"corrupt_image": 1})
     data = PreparedData.load(store, ref)
     assert sum(data.size(split) for split in ("train", "validation", "test")) == 60
-    assert data.size("composition") == 0 and data.captions("composition") == []
+    assert data.size("novel") == 0 and data.captions("novel") == []
     image = data.images("train", torch.tensor([0]))
     assert image.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert data.captions("train")[0] == "caption number 0"

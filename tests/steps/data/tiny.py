@@ -57,19 +57,15 @@ class ListSource:
     name = "list"
     attribution = "nobody"
 
-    def __init__(self, pictures: list[Picture], composition: tuple[str, ...] = ()) -> None:
+    def __init__(self, pictures: list[Picture], variants: int = 1) -> None:
         self._pictures = pictures
-        self._composition = composition
+        self.variants = variants
         self.total = len(pictures)
         self.skipped: dict[str, int] = {}
 
     def pictures(self) -> Any:
         """See Source."""
         return iter(self._pictures)
-
-    def composition(self) -> tuple[str, ...]:
-        """See Source."""
-        return self._composition
 
 
 def noise_image(seed: int) -> Tensor:

@@ -9,7 +9,9 @@ from artifacts_schema.config import TrainingConfig
 from artifacts_schema.pretraining import AutoencoderConfig, ClipModelConfig
 from steps.files.progress import NullProgress
 from steps.models.base import load_base
+from steps.pretraining import openclip
 from steps.pretraining.autoencoder import train_autoencoder
+from steps.pretraining.best import Best
 from steps.pretraining.micro import write_micro_base
 from steps.pretraining.openclip import model_cfg, new_model, text_tower, train_openclip
 from steps.pretraining.pictures import Pictures, load_pictures, normalised, shifted
@@ -41,8 +43,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def some(tokenizer_folder: Path) -> Pictures:
-    everything = load_pictures("validation", size=64, tokenizer=load_tokenizer(tokenizer_folder))
-    return Pictures(everything.images[:32], everything.captions[:32], everything.tokens[:32])
+    tokenizer = load_tokenizer(tokenizer_folder)
+    return load_pictures("validation", size=64, tokenizer=tokenizer).spread(32)
 
 
 def test_tokenizer_follows_clips_conventions(tokenizer_folder: Path) -> None:
@@ -67,7 +69,7 @@ def test_text_tower_has_openclips_hidden_states(tokenizer_folder: Path, some: Pi
 
 def test_contrastive_training_learns(tmp_path: Path, tokenizer_folder: Path, some: Pictures) -> None:
     cfg = model_cfg(CLIP, image_size=64, vocabulary=len(load_tokenizer(tokenizer_folder)))
-    outcome = train_openclip(
+    outcome, _ = train_openclip(
         CLIP, cfg, some, some, seed=0, folder=tmp_path, progress=NullProgress(), description="clip"
     )
     assert outcome.curve[-1]["loss"] < outcome.curve[0]["loss"]
@@ -77,7 +79,7 @@ def test_autoencoder_training_learns_and_sets_the_scaling_factor(tmp_path: Path,
     config = AutoencoderConfig(
         seed=0, widths=(8, 8), norm_groups=4, training=TRAINING.model_copy(update={"batch_size": 4})
     )
-    outcome = train_autoencoder(config, some, some, seed=0, folder=tmp_path, progress=NullProgress())
+    outcome, _ = train_autoencoder(config, some, some, seed=0, folder=tmp_path, progress=NullProgress())
     assert outcome.curve[-1]["mse"] < outcome.curve[0]["mse"]
     with torch.no_grad():
         latents = outcome.model.encode(normalised(some.images)).latent_dist.sample()  # type: ignore[operator]
@@ -89,6 +91,65 @@ def test_shift_is_keyed_and_keeps_size(some: Pictures) -> None:
     once, again = (shifted(normalised(some.images[:4]), batch) for _ in range(2))
     assert torch.equal(once, again)
     assert once.shape == (4, 3, 64, 64)
+
+
+def test_pictures_are_drawn_once(tmp_path: Path, tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    drawn, read = (
+        load_pictures("test", size=16, tokenizer=tokenizer, variants=2, cache=tmp_path) for _ in range(2)
+    )
+    assert torch.equal(drawn.images, read.images)
+    assert drawn.captions == read.captions
+    assert drawn.captions[0] == drawn.captions[1] != drawn.captions[2]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_spread_has_one_picture_a_caption_of_all_variants(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    pictures = load_pictures("test", size=16, tokenizer=tokenizer, variants=2)
+    few = pictures.spread(40)
+    assert len(set(few.captions)) == len(few.images) == len(few.tokens) == 40
+    rows = [int((pictures.images == image).flatten(1).all(1).nonzero()[0, 0]) for image in few.images]
+    assert {row % 2 for row in rows} == {0, 1}
+    assert [pictures.captions[row] for row in rows] == few.captions
+
+
+class _Oracle(torch.nn.Module):
+    """Embeds a picture and a caption by the number that they share."""
+
+    def encode_image(self, images: torch.Tensor, normalize: bool) -> torch.Tensor:
+        return torch.nn.functional.one_hot(((images[:, 0, 0, 0] + 1) * 127.5).round().long(), 8).float()
+
+
+def test_retrieval_is_among_captions_and_not_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        openclip, "encode_text", lambda _, tokens: torch.nn.functional.one_hot(tokens[:, 0], 8).float()
+    )
+    numbers = torch.arange(4).repeat_interleave(2)
+    shown = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])  # one picture of caption 2 shows caption 3's
+    images = shown.to(torch.uint8)[:, None, None, None].expand(8, 3, 4, 4)
+    pictures = Pictures(images, [str(n) for n in numbers.tolist()], numbers[:, None], variants=2)
+    assert openclip.retrieval_top1(_Oracle(), pictures) == pytest.approx(7 / 8)
+
+
+@pytest.mark.parametrize(("highest", "kept"), [(True, 3.0), (False, 1.0)])
+def test_the_best_state_is_kept_and_found_again(tmp_path: Path, highest: bool, kept: float) -> None:
+    model = torch.nn.Linear(1, 1)
+    for iteration, value in enumerate([2.0, 3.0, 1.0, 2.0]):
+        torch.nn.init.constant_(model.weight, value)
+        Best(tmp_path, "measure", highest=highest).offer(iteration, value, model)
+    torch.nn.init.zeros_(model.weight)
+    chosen = Best(tmp_path, "measure", highest=highest).load(model)
+    assert model.weight.item() == kept
+    assert chosen == {"best_iteration": 1.0 if highest else 2.0, "best_measure": kept}
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_training_without_a_measurement_keeps_its_end(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    before = model.weight.item()
+    assert Best(tmp_path, "measure", highest=True).load(model) == {}
+    assert model.weight.item() == before
 
 
 def test_micro_base_is_a_valid_base(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import TrainingOutcome, learning_rate_factor, pause_after_checkpoint, train
+from steps.training.loop import TrainingOutcome, train
+from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
 
 CONFIG = TrainingConfig(
@@ -261,3 +262,38 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert factors[0] == pytest.approx(1 / 11)
     assert max(factors) == factors[10] == 1.0
     assert factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_cosine_can_take_the_last_iterations_alone() -> None:
+    config = TrainingConfig(
+        iterations=100, warmup_iterations=10, cosine_iterations=20, final_learning_rate_fraction=0.1
+    )
+    factors = [learning_rate_factor(i, config) for i in range(100)]
+    assert set(factors[10:81]) == {1.0}
+    assert factors[90] == pytest.approx(0.55)
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
+    longer = config.model_copy(update={"iterations": 200})
+    assert [learning_rate_factor(i, longer) for i in range(80)] == factors[:80]
+
+
+def test_a_hook_sees_the_averaged_weights_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def hook(iteration: int, model: nn.Module) -> dict[str, float]:
+        assert not model.training
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {}
+
+    alone = run(tmp_path / "alone")
+    watched = train(
+        model(),
+        regression,
+        training=CONFIG,
+        samples=13,
+        seed=5,
+        folder=tmp_path / "watched",
+        on_interval=hook,
+    )
+    assert_equal(alone, watched)
+    for name, value in watched.model.state_dict().items():
+        assert torch.equal(seen[-1][name], value)

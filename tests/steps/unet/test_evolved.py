@@ -15,7 +15,8 @@ from torch import Tensor
 from steps.files.errors import ArchitectureError
 from steps.unet.architecture import copy_block, list_units, named_spec, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec, normalise
-from steps.unet.evolved import EvolvedUNet, as_evolved, build
+from steps.unet.conversion import as_evolved, build
+from steps.unet.evolved import EvolvedUNet
 from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 UNIT_IDS = [unit.id for unit in list_units(full_spec(TINY_CONFIG), TINY_CONFIG)]
