@@ -19,7 +19,7 @@ STEPS = StepDistillationConfig(intermediate_steps=4, final_steps=2)
 
 @pytest.fixture(autouse=True)
 def features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
 
 
 def settings(**changes: Any) -> SnapFusionConfig:
