@@ -136,6 +136,7 @@ class FewStep:
             teacher.to(self.device),
             student.requires_grad_(True).to(self.device),
             Sampling(self.data, self.schedule, shared.caption_dropout, self.device),
+            self.base.latent_shape,
             shared,
             DistillationStageConfig(training=training),
             context,

@@ -70,7 +70,7 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def student_16(self) -> None:
-        """Distil the evolved UNet from its own 32 steps to 16."""
+        """Distil the evolved UNet from 32 steps, its own or the full UNet's, to 16."""
         stages.run(self, "student_16")
         self.next(self.distillation_inputs)
 

@@ -28,6 +28,7 @@ from steps.training.batch import Batch
 from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
+VALIDATION: SplitName = "validation"
 
 
 class LatentData(Protocol):
@@ -84,11 +85,12 @@ class Sampling:
     schedule: NoiseSchedule
     caption_dropout: float
     device: torch.device
+    split: SplitName = SPLIT
 
     def example(self, batch: Batch, *, name: str, t: Tensor, drop_captions: bool) -> Example:
         """Latents of the batch at timesteps t (n,), with the noise of stream `name`."""
         indices, seed, iteration = batch.indices, batch.seed, batch.iteration
-        x = self.data.latents(SPLIT, indices, seed=seed, iteration=iteration).to(self.device)
+        x = self.data.latents(self.split, indices, seed=seed, iteration=iteration).to(self.device)
         noise = keyed_normal(
             tuple(x.shape[1:]), seed=seed, name=f"{name}.noise", iteration=iteration, indices=indices
         )
@@ -96,7 +98,7 @@ class Sampling:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
         embeddings = self.data.training_embeddings(
-            SPLIT,
+            self.split,
             indices,
             seed=seed,
             iteration=iteration,
@@ -164,7 +166,9 @@ class DistillationLoss:
     The teacher makes two DDIM steps on its 2N-step grid, t -> t' -> t'', starting on a point of the student's
     N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq. 7-9). With
     probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
-    the same w, drawn per sample from `cfg_range` (eq. 10, 11). L_ori draws t over all training timesteps.
+    the same w, drawn per sample from `cfg_range` (eq. 10, 11), and each sample's loss is divided by
+    `guidance_power(w)`. L_ori draws t over all training timesteps. gamma's ratio is that of each micro-batch
+    on each rank: that of a whole step is known only after its last forward pass.
     """
 
     teacher: nn.Module
@@ -192,6 +196,8 @@ class DistillationLoss:
         original = self.sampling.any_timestep(batch, name="original") if self.gamma > 0.0 else None
         v_hat, original_v_hat = self._student(model, start, w, original)
         weight = snr_weight(alpha=start.alpha, sigma=start.sigma).flatten()
+        if w is not None:
+            weight = weight / guidance_power(w).flatten()
         distillation = (weight * _mean_square(start.x_hat(v_hat) - target)).mean()
         terms = {"distillation": distillation, "cfg": torch.tensor(float(w is not None))}
         if original is None or original_v_hat is None:
@@ -257,6 +263,16 @@ class DistillationLoss:
             indices=batch.indices,
         )
         return w.reshape(-1, 1, 1, 1).to(self.sampling.device)
+
+
+def guidance_power(w: Tensor) -> Tensor:
+    """w^2 + (w - 1)^2: how much larger the mean square of a guided v is than that of its branches, were these
+    independent; 1 at w = 1.
+
+    d(guided)/d(conditional) = w and d(guided)/d(unconditional) = -(w - 1) multiply the residual and, once more, the
+    gradient. Undivided, the few guided iterations would own clipping and Adam's second moment (ours).
+    """
+    return w.square() + (w - 1.0).square()
 
 
 def combined_loss(distillation: Tensor, original: Tensor, gamma: float) -> Tensor:

@@ -45,8 +45,9 @@ class NoiseSchedule:
     """alpha(t) and sigma(t) at timesteps 0 .. T-1 and at CLEAN. `alphas_cumprod` has shape (T,), float64."""
 
     alphas_cumprod: Tensor
+    # alpha and sigma at CLEAN, 0 .. T-1 on each device that asked: timesteps on a GPU never wait for the CPU.
     _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
@@ -62,11 +63,11 @@ class NoiseSchedule:
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 1 at CLEAN."""
-        return self._tables_on(t)[0][t].reshape(-1, 1, 1, 1)
+        return self._at(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 0 at CLEAN."""
-        return self._tables_on(t)[1][t].reshape(-1, 1, 1, 1)
+        return self._at(t)[1]
 
     def grid(self, steps: int) -> Tensor:
         """The N-step grid, shape (steps,), int64; see `grid_timesteps`."""
@@ -78,15 +79,14 @@ class NoiseSchedule:
         """
         return torch.cat([self.grid(steps), torch.tensor([CLEAN])])
 
-    def _tables_on(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at every timestep and, last, at CLEAN, each (T + 1,) float32 on t's device, made there once.
-
-        Timesteps on a GPU are not looked at: every look would wait for all that the GPU has still to do.
-        """
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at `t`. Raises ValueError outside of [CLEAN, T) on a CPU; a GPU stops by itself."""
         if t.device.type == "cpu" and bool(((t < CLEAN) | (t >= self.train_timesteps)).any()):
             raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {t.tolist()}")
         if t.device not in self._tables:
-            power = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+            power = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod.cpu()])
             alpha, sigma = power.sqrt().float(), (1.0 - power).sqrt().float()
-            self._tables[t.device] = alpha.to(t.device), sigma.to(t.device)
-        return self._tables[t.device]
+            self._tables[t.device] = (alpha.to(t.device), sigma.to(t.device))
+        # Not `table[t]`, which would take a timestep under CLEAN for one from the end.
+        alpha, sigma = (table.index_select(0, t - CLEAN) for table in self._tables[t.device])
+        return alpha.reshape(-1, 1, 1, 1), sigma.reshape(-1, 1, 1, 1)

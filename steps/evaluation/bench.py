@@ -97,8 +97,7 @@ class Bench:
         numbers = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         caption = torch.tensor([numbers[text] for text in captions])
         # Everything that is measured is measured here; the rest of the pictures would be the bulk of the store.
-        kept = images[:KEPT_PICTURES]
-        tensors = {"images": kept, "features": features, "clip": clip, "caption": caption}
+        tensors = {"images": images[:KEPT_PICTURES], "features": features, "clip": clip, "caption": caption}
         distance = kernel_distance(
             features.numpy(), real, groups=groups, real_groups=groups_of(real_captions)
         )

@@ -20,7 +20,7 @@ _PROBE_BYTES = 16 << 20
 _SPARE_BYTES = 1 << 30
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 # Optimizer moments, weights and moving average are each as large as the float32 weights.
-_CHECKPOINT_COPIES = 4
+_CHECKPOINT_COPIES = 5
 _CHECKPOINTS = 3  # of the training at hand: two are kept while the next is written
 # Checkpoints of every training stage, their results, pictures and packages.
 _STORE_COPIES = 60

@@ -57,11 +57,16 @@ def _joined(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[dict[str, 
 
 def _metrics(record: TrainingRecord) -> str:
     """A training's own numbers in words; one without words under its name. The table on top has the decoders' sizes."""
-    shown = (
+    shown = [
         _IN_WORDS.get(name, f"{name} {{:.4g}}").format(value)
         for name, value in record.metrics.items()
         if not name.startswith(("parameters_", "macs_"))
-    )
+    ]
+    if (found := record.selection) is not None:
+        state = f"iteration {found.chosen}" if found.chosen else "its start"
+        shown.append(
+            f"handed on: {state} ({found.measure} {found.at(found.chosen):.3g}, at the start {found.at(0):.3g})"
+        )
     return ", ".join(shown) or "-"
 
 

@@ -52,7 +52,7 @@ class Stage:
         return dict(self.after) | dict(self.after_label(label) if self.after_label else {})
 
 
-def _distillation(name: str, *, teacher: str, student: str, cfg_aware: bool) -> Stage:
+def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
     """Without the guided loss a distillation depends on nothing of its guidance."""
 
     def meaning(config: SnapFusionConfig, _: str) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ def _distillation(name: str, *, teacher: str, student: str, cfg_aware: bool) -> 
         name,
         settings=("step_distillation", name),
         reads=("base", "data"),
-        after={"teacher": teacher, "student": student},
+        after=after,
         module="step_distillation",
         meaning=meaning,
     )
@@ -151,6 +151,7 @@ STAGES: dict[str, Stage] = {
             "student_16",
             teacher="architecture_evolution.weights",
             student="architecture_evolution.weights",
+            full="velocity_finetuning.weights",  # the other teacher, see student_16.teacher
             cfg_aware=False,
         ),
         _distillation(

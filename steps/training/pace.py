@@ -42,8 +42,12 @@ class Speed:
     _images: int = 0
 
     def add(self, images: int) -> None:
-        """So many images have been trained on."""
+        """Count images that were trained on."""
         self._images += images
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time that went into something else out of the present interval."""
+        self._since += seconds
 
     def close_interval(self) -> float:
         """Images per second since the last call."""

@@ -76,6 +76,33 @@ def test_a_record_takes_no_number_that_is_not_finite() -> None:
         Measurement.model_validate_json('{"n": 1, "median": NaN, "p10": 0, "p90": 0, "unit": "ms"}')
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_preset_distils_around_the_scales_that_it_draws_with(path: Path) -> None:
+    config = load_config_file(path)
+    low, high = config.step_distillation.cfg_range
+    drawn = (*config.evaluation.guidance_scales, config.step_distillation.validation_guidance_scale)
+    assert low <= min(drawn) <= max(drawn) <= high
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step_distillation.cfg_range", "[0.5, 5.0]"),
+        ("step_distillation.validation_captions", "0"),
+        ("teacher_16.training.learning_rate", "1.5"),
+        ("student_16.training.adam_beta2", "1.0"),
+        ("student_8.training.held_out_checks", "0"),
+        ("student_16.teacher", "'teacher_16'"),
+        ("decoder_distillation.pool_size", "1"),
+        ("velocity_finetuning.base_velocity_weight", "-0.1"),
+    ],
+)
+def test_a_value_that_a_training_cannot_use_is_refused(key: str, value: str) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(InvalidConfig, match=rf"'{key}"):
+        load_config(f"[{section}]\n{name} = {value}")
+
+
 def test_unknown_key_names_the_nearest_valid_key() -> None:
     with pytest.raises(
         InvalidConfig, match=r"unknown key 'student_8\.training\.learning_rat'.*learning_rate"

@@ -50,7 +50,7 @@ def test_the_grid_has_a_row_per_variant() -> None:
     assert picture_grid(everything(), [REFERENCE, "student_2"]).startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_on_the_micro_base_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,9 @@ def _left_out(name: str, config: SnapFusionConfig) -> bool:
     return stage == "coreml_export" and label not in config.coreml_export.components
 
 
+_folder_identity = cache(
+    folder_identity
+)  # of the shipped folders, which no test changes: hashed once for all tests
 _DEFAULT: dict[bool, dict[str, StageKey]] = {}  # of the default configuration, for all tests
 
 
@@ -86,7 +89,8 @@ class Keys:
         monkeypatch.setattr(runtime, "stage_of_run", self._captured)
         # Of no consequence for a key, and slow.
         monkeypatch.setattr(run_checks, "check_run", lambda *_: None)
-        monkeypatch.setattr(input_folders, "folder_identity", cache(folder_identity))
+        monkeypatch.setattr(runtime, "configure_logging", lambda: None)
+        monkeypatch.setattr(input_folders, "folder_identity", _folder_identity)
 
     def _captured(self, store: Any, run_id: str, key: StageKey, work: Any, **_: Any) -> CacheResult:
         self.found[f"{key.stage} {key.label}".strip()] = key

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import SnapFusionConfig
 from flows import runtime
 from steps.inputs import folders as input_folders
@@ -92,6 +93,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "step_distillation.intermediate_steps": 8, "step_distillation.final_steps": 4,
     },
     "step_distillation.cfg_range": {"step_distillation.cfg_range": [2.0, 7.0]},
+    "student_16.teacher": {"student_16.teacher": "velocity_finetuning"},
     "evaluation.signal_clip": {"evaluation.signal_clip": "assets/evaluators/openclip_measure"},
     "evaluation.measure_clip": {"evaluation.measure_clip": "assets/evaluators/openclip_signal"},
     "evaluation.inception": {"evaluation.inception": "a.tar"},
@@ -276,6 +278,10 @@ def test_a_table_counts_by_what_is_in_it(keys: Keys, tmp_path: Path) -> None:
     assert moved == keys.of({"latency_profile.table": "table.json"})["latency_profile"].sha256
     (tmp_path / "moved.json").write_text("[]")
     assert moved != keys.of({"latency_profile.table": "moved.json"})["latency_profile"].sha256
+
+
+def test_the_order_of_names_is_in_no_key() -> None:
+    assert content_hash({"a": {"x": 1, "y": 2}, "b": 3}) == content_hash({"b": 3, "a": {"y": 2, "x": 1}})
 
 
 def test_no_part_of_a_key_comes_from_where_secrets_could_be(keys: Keys) -> None:

@@ -35,6 +35,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             main(refused)
 
 
+def test_the_cache_of_a_store_on_s3(
+    make_s3: MakeS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_s3()
+    partial = tmp_path / "cache" / "objects" / ".partial-x"
+    partial.write_bytes(b"half")
+    os.utime(partial, (1e9, 1e9))
+    options = ["--store", store.root, "--local", str(tmp_path / "cache"), "--cache"]
+    assert main([*options, "--delete"]) == 0
+    assert "removed 0 runs, 0 documents, 0 objects, 1 partial files" in capsys.readouterr().out
+    LocalStore(tmp_path / "store")
+    for refused in (["--store", str(tmp_path / "store"), "--cache"], [*options, "--drop", "1"]):
+        with pytest.raises(SystemExit):
+            main(refused)
+
+
 def test_a_run_to_drop_that_there_is_not_stops_before_anything_is_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,19 +74,3 @@ def test_commands_find_the_store_where_flows_keep_it(
     monkeypatch.setattr(command, "WORK_ROOT", tmp_path / "home")
     assert command.main([]) == 0
     assert not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_the_cache_of_a_store_on_s3(
-    make_s3: MakeS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = make_s3()
-    partial = tmp_path / "cache" / "objects" / ".partial-x"
-    partial.write_bytes(b"half")
-    os.utime(partial, (1e9, 1e9))
-    options = ["--store", store.root, "--local", str(tmp_path / "cache"), "--cache"]
-    assert main([*options, "--delete"]) == 0
-    assert "removed 0 runs, 0 documents, 0 objects, 1 partial files" in capsys.readouterr().out
-    LocalStore(tmp_path / "store")
-    for refused in (["--store", str(tmp_path / "store"), "--cache"], [*options, "--drop", "1"]):
-        with pytest.raises(SystemExit):
-            main(refused)

@@ -143,7 +143,7 @@ def test_a_stage_that_was_cut_off_twice_ends_as_one_that_was_not(name: str, tmp_
     assert continued.curve == straight.curve
     assert continued.identity() == straight.identity()
     first, second = (last_checkpoint(name, tmp_path / which) for which in ("straight", "cut"))
-    assert {key.partition(".")[0] for key in first.tensors} == {"model", "ema", "optimizer"}
+    assert {key.partition(".")[0] for key in first.tensors} == {"model", "ema", "best", "optimizer"}
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(value, second.tensors[key]) for key, value in first.tensors.items())
     assert (first.iteration, first.state) == (second.iteration, second.state)

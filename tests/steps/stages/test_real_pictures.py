@@ -99,24 +99,26 @@ def test_only_the_first_pictures_are_kept_and_all_are_measured(
     whole, _ = measured(tmp_path / "whole")
     monkeypatch.setattr(bench_module, "KEPT_PICTURES", 4)
     record, context = measured(tmp_path / "some")
-    before, after = (found.splits["test"].point for found in (whole, record))
-    kept = {name: len(value) for name, value in load_file(context.store.path_of(after.images)).items()}
-    assert kept.pop("images") == 4
-    assert set(kept.values()) == {CAPTIONS}
-    assert after.model_copy(update={"images": before.images}) == before
+    point, other = (found.splits["test"].point for found in (record, whole))
+    kept = load_file(context.store.path_of(point.images))
+    assert {name: len(tensor) for name, tensor in kept.items()} == {
+        "images": 4, "features": 8, "clip": 8, "caption": 8,
+    }  # fmt: skip
+    assert point.model_copy(update={"images": other.images}) == other
 
 
 def test_instruments_compute_on_the_runs_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: set[torch.device] = set()
+    asked: list[torch.device] = []
 
     def load(name: str, inception: None, device: torch.device) -> Any:
-        asked.add(device)
+        asked.append(device)
         return brightness
 
     monkeypatch.setattr(bench_module, "load_features", load)
-    context = replace(stage_context(tmp_path, "real_pictures"), device=torch.device("meta"))
+    device = torch.device("meta")
+    context = replace(stage_context(tmp_path, "real_pictures"), device=device)
     run(stand_in(Pictures()), SnapFusionConfig(), context)
-    assert asked == {torch.device("meta")}
+    assert asked == [device, device]
 
 
 def test_captions_with_one_picture_are_halved_by_group() -> None:

@@ -158,6 +158,24 @@ def test_a_copied_down_resnet_makes_no_skip(evolved: EvolvedUNet) -> None:
     assert _output(bigger).shape == (2, 4, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("copied", "taker"), [(0, 1), (1, 0)], ids=["before the next ResNet", "last of its level"]
+)
+def test_a_skip_is_taken_after_the_copy_of_its_resnet(evolved: EvolvedUNet, copied: int, taker: int) -> None:
+    seen: dict[str, Tensor] = {}
+    bigger = build(copy_block(evolved.spec, TINY_CONFIG, f"down.3.resnets.{copied}"), evolved)
+    for name in ("", ".copy1"):
+        bigger.block(f"down.3.resnets.{copied}{name}").register_forward_hook(
+            lambda _, __, output, name=name: seen.__setitem__(name, output)
+        )
+    bigger.block(f"up.0.resnets.{taker}").register_forward_pre_hook(
+        lambda _, inputs: seen.__setitem__("up", inputs[0])
+    )
+    _output(bigger)
+    assert torch.equal(seen["up"][:, -24:], seen[".copy1"])
+    assert not torch.equal(seen[""], seen[".copy1"])
+
+
 def test_to_unet_gives_the_plain_class_back(evolved: EvolvedUNet) -> None:
     assert torch.equal(_output(evolved.to_unet()), _output(evolved))
     smaller = build(remove_unit(evolved.spec, TINY_CONFIG, "mid.resnets.0"), evolved)
