@@ -19,7 +19,7 @@ from steps.models.base import load_base
 from steps.models.stored import save_model
 from steps.pretraining.micro import write_micro_base
 from steps.store import LocalStore
-from steps.unet.evolved import as_evolved
+from steps.unet.conversion import as_evolved
 from steps.unet.small_decoder import SmallDecoder
 
 ROOT = Path(__file__).resolve().parent.parent

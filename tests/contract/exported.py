@@ -14,8 +14,8 @@ from steps.models.stored import save_model
 from steps.stages.coreml_export import export_component
 from steps.unet.evolved import EvolvedUNet
 from steps.unet.small_decoder import SmallDecoder
+from tests.factories import context as make_context
 from tests.steps.export.factories import export_base, pictures
-from tests.steps.latency.factories import context as make_context
 
 ATTRIBUTION = "CC BY-SA 4.0, drawings by OpenMoji"
 

@@ -23,8 +23,8 @@ from steps.models.stored import load_model, save_model
 from steps.stages import bundle_drawing
 from steps.stages.coreml_export import export_component
 from tests.contract.exported import ATTRIBUTION, Exported, read_spec
+from tests.factories import context as make_context
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
-from tests.steps.latency.factories import context as make_context
 
 FLOAT16, FLOAT32 = 65552, 65568
 

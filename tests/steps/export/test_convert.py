@@ -16,8 +16,8 @@ from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import save_model
 from steps.stages.coreml_export import export_component
+from tests.factories import context
 from tests.steps.export.factories import CONTRACTS, export_base, pictures
-from tests.steps.latency.factories import context
 
 
 def export_epsilon(

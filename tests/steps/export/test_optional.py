@@ -17,8 +17,8 @@ from steps.files.errors import ExportError
 from steps.inputs.loaded import fetch_folder
 from steps.models.base import BaseModel
 from steps.stages.coreml_export import export_component
+from tests.factories import context
 from tests.steps.export.factories import export_base, pictures
-from tests.steps.latency.factories import context
 
 
 def tiny_checker() -> StableDiffusionSafetyChecker:

@@ -15,7 +15,7 @@ from steps.unet.architecture import named_spec, to_payload
 from steps.unet.blocks import SD15_UNET_CONFIG
 from steps.unet.evolved import EvolvedUNet
 from steps.unet.small_decoder import SmallDecoder
-from tests.steps.unet.factories import tiny_inputs, tiny_unet
+from tests.factories import tiny_inputs, tiny_unet
 
 BASE = Path(__file__).parents[3] / "assets/base"
 

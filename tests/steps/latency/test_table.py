@@ -11,8 +11,7 @@ from steps.latency.table import check_explained, import_table, predict
 from steps.stages import latency_profile
 from steps.unet.architecture import copy_block, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
-from tests.steps.latency.factories import tiny_base
-from tests.steps.unet.factories import TINY_CONFIG
+from tests.factories import TINY_CONFIG, tiny_base
 
 FULL = full_spec(TINY_CONFIG)
 

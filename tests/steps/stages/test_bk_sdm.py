@@ -16,15 +16,13 @@ from steps.stages.step_distillation import distil_weights
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import full_spec
 from steps.unet.evolved import EvolvedUNet, build
-from tests.steps.diffusion.tiny import tiny_base as whole_base
-from tests.steps.diffusion.tiny import tiny_data
+from tests.factories import BK_SDM, TINY_CONFIG, context, tiny_base, tiny_data, tiny_inputs, tiny_unet
+from tests.factories import two_level_base as whole_base
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
 from tests.steps.export.factories import TWO_LEVELS, export_base, pictures
-from tests.steps.latency.factories import BK_SDM, context, tiny_base
 from tests.steps.stages.test_architecture_evolution import CONFIG
 from tests.steps.stages.test_robust_training import CONFIG as ROBUST
 from tests.steps.stages.test_step_distillation import QUICK, SHARED
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 GEOMETRY = TINY_CONFIG | BK_SDM
 

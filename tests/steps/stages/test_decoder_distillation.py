@@ -14,7 +14,7 @@ from steps.models.stored import load_model
 from steps.stages import decoder_distillation
 from steps.training.randomness import epoch_indices, keyed_normal
 from steps.unet.small_decoder import SmallDecoder
-from tests.steps.diffusion.tiny import LATENT_SHAPE, stage_context, tiny_base, tiny_data
+from tests.factories import LATENT_SHAPE, stage_context, tiny_data, two_level_base
 
 SETTINGS = PoolSettings(size=6, ddim_steps=2, guidance_scale=3.0)
 
@@ -40,7 +40,7 @@ def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.usefixtures("chunks_of_four")
 def test_pool_holds_the_full_decoders_pictures_of_the_bases_latents(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
+    base = two_level_base(tmp_path / "base")
     pool = build_pool(base, tiny_data(), SETTINGS, stage_context(tmp_path, "decoder_distillation"))
     latents, pictures = pool.rows(torch.tensor([5, 0, 3]))
     assert len(pool) == 6
@@ -52,7 +52,7 @@ def test_pool_holds_the_full_decoders_pictures_of_the_bases_latents(tmp_path: Pa
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0, 4.0])
 def test_pool_is_drawn_as_configured(tmp_path: Path, guidance_scale: float) -> None:
-    base, data = tiny_base(tmp_path / "base"), tiny_data()
+    base, data = two_level_base(tmp_path / "base"), tiny_data()
     context = stage_context(tmp_path, "decoder_distillation")
     pool = build_pool(base, data, PoolSettings(4, 3, guidance_scale), context)
     captions = epoch_indices(samples=16, start=0, count=4, seed=context.seed)
@@ -78,7 +78,7 @@ def test_pool_is_drawn_as_configured(tmp_path: Path, guidance_scale: float) -> N
 
 @pytest.mark.usefixtures("chunks_of_four")
 def test_finished_chunks_are_not_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, data = tiny_base(tmp_path / "base"), tiny_data()
+    base, data = two_level_base(tmp_path / "base"), tiny_data()
     generated = count_generated(monkeypatch)
     first = build_pool(base, data, SETTINGS, stage_context(tmp_path, "a"))
     assert generated == [4, 2]
@@ -96,7 +96,7 @@ def test_finished_chunks_are_not_generated_again(tmp_path: Path, monkeypatch: py
 def test_another_setting_makes_another_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    base, data = tiny_base(tmp_path / "base"), tiny_data()
+    base, data = two_level_base(tmp_path / "base"), tiny_data()
     build_pool(base, data, SETTINGS, stage_context(tmp_path, "a"))
     generated = count_generated(monkeypatch)
     settings = PoolSettings(6, 3 if changed == "steps" else 2, 4.0 if changed == "guidance" else 3.0)
@@ -105,7 +105,7 @@ def test_another_setting_makes_another_pool(
 
 
 def test_trains_a_smaller_decoder_towards_the_full_one(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
+    base = two_level_base(tmp_path / "base")
     training = TrainingConfig(
         iterations=40, batch_size=4, learning_rate=5e-3, warmup_iterations=2, log_interval=20
     )

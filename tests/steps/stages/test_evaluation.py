@@ -11,7 +11,7 @@ from torch import Tensor
 from artifacts_schema.config import EvaluationConfig, SnapFusionConfig, StepDistillationConfig
 from steps.evaluation import bench as bench_module
 from steps.stages import evaluation, guidance_selection, real_pictures
-from tests.steps.diffusion.tiny import stage_context, tiny_base
+from tests.factories import stage_context, two_level_base
 from tests.steps.stages.test_real_pictures import Pictures, brightness, stand_in
 
 STEPS = StepDistillationConfig(intermediate_steps=4, final_steps=2)
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.settings = settings(**changes)
         self.context = replace(stage_context(folder, "evaluation"), label="base_8")
-        self.inputs = stand_in(Pictures(), base=tiny_base(folder / "base"))
+        self.inputs = stand_in(Pictures(), base=two_level_base(folder / "base"))
         self.earlier: dict[str, Any] = {"unet": None, "decoder": None}
         self.inputs.earlier = lambda name: self.earlier[name]
         self.earlier["real_pictures"] = real_pictures.run(self.inputs, self.settings, self.context)

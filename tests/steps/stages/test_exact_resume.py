@@ -41,7 +41,7 @@ from steps.stages import (
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data
+from tests.factories import stage_context, tiny_data, two_level_base
 from tests.steps.stages.test_real_pictures import Pictures, brightness, stand_in
 
 TRAINING = TrainingConfig(
@@ -117,7 +117,7 @@ STAGES: dict[str, Stage] = {
 
 def attempt(name: str, folder: Path, seed: int, progress: Progress | None = None) -> TrainingRecord:
     """One attempt at a stage, in a process whose global generators stand elsewhere."""
-    base = tiny_base(folder / "base")
+    base = two_level_base(folder / "base")
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is the point
     torch.manual_seed(seed)
@@ -163,7 +163,7 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
     )
 
     def run(folder: Path, seed: int, progress: Progress | None = None) -> Any:
-        base = tiny_base(folder / "base")
+        base = two_level_base(folder / "base")
         torch.manual_seed(seed)
         inputs = stand_in(Pictures(), base=base)
         context = replace(

@@ -15,7 +15,7 @@ from artifacts_schema.evaluation import RealPicturesRecord
 from steps.evaluation import bench as bench_module
 from steps.files.errors import EvaluationError
 from steps.stages.real_pictures import halves, load_reference, run
-from tests.steps.diffusion.tiny import stage_context
+from tests.factories import stage_context
 
 CAPTIONS = 8
 

@@ -11,9 +11,8 @@ from artifacts_schema.training import TrainingRecord
 from steps.files.errors import BaseModelError
 from steps.models.stored import load_model, save_model
 from steps.stages import robust_training
+from tests.factories import context, tiny_base, tiny_unet
 from tests.steps.evolution.factories import TinyData
-from tests.steps.latency.factories import context, tiny_base
-from tests.steps.unet.factories import tiny_unet
 
 CONFIG = RobustTrainingConfig(
     training=TrainingConfig(iterations=4, batch_size=2, log_interval=2, learning_rate=1e-3),

@@ -20,7 +20,7 @@ from steps.stages import step_distillation
 from steps.stages.step_distillation import distil_weights
 from steps.stages.table import STAGES
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data, tiny_unet
+from tests.factories import stage_context, tiny_data, two_level_base, two_level_unet
 
 SHARED = StepDistillationConfig(cfg_probability=0.5, validation_captions=4)
 QUICK = DistillationStageConfig(training=TrainingConfig(iterations=4, batch_size=4, log_interval=2))
@@ -29,7 +29,7 @@ QUICK = DistillationStageConfig(training=TrainingConfig(iterations=4, batch_size
 def distil(
     folder: Path, *, stage: str = "teacher_16", steps: int = 16, cfg_aware: bool = True, **changes: Any
 ) -> tuple[TrainingRecord, WeightsRef, Any]:
-    base = tiny_base(folder / "base")
+    base = two_level_base(folder / "base")
     context = stage_context(folder, stage)
     teacher = save_model(context.store, base.unet, schema="diffusers.UNet2DConditionModel")
     record = distil_weights(
@@ -69,7 +69,7 @@ def test_the_vanilla_loss_is_never_guided(tmp_path: Path) -> None:
 
 def test_a_student_of_another_architecture_keeps_it(tmp_path: Path) -> None:
     context = stage_context(tmp_path, "student_8")
-    unet = tiny_unet()
+    unet = two_level_unet()
     student = save_model(context.store, EvolvedUNet.from_unet(unet), schema="snapfusion.EvolvedUNet")
     record, *_ = distil(tmp_path, stage="student_8", steps=8, student=student)
     assert record.weights.schema_id == "snapfusion.EvolvedUNet"

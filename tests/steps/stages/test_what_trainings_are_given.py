@@ -24,8 +24,8 @@ from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import decoder_distillation, robust_training, step_distillation, velocity_finetuning
 from steps.unet.evolved import EvolvedUNet, as_evolved
+from tests.factories import LATENT_SHAPE, stage_context, two_level_base
 from tests.steps.diffusion.fakes import FakeData
-from tests.steps.diffusion.tiny import LATENT_SHAPE, stage_context, tiny_base
 from tests.steps.stages.watching import Watched, watched
 
 SCHEMA = "diffusers.UNet2DConditionModel"
@@ -117,7 +117,7 @@ def run(
     module, stage = STAGES[name]
     data, context = Data(), stage_context(folder, name)
     with watched(monkeypatch, module) as seen:
-        record = stage(tiny_base(folder / "base"), data, TRAINING.model_copy(update=changes), context)
+        record = stage(two_level_base(folder / "base"), data, TRAINING.model_copy(update=changes), context)
     return record, seen, data, context
 
 
@@ -238,7 +238,7 @@ def test_robust_training_skips_more_and_more_units_the_same_in_every_micro_batch
         return original(unet, *arguments, **settings)
 
     monkeypatch.setattr(EvolvedUNet, "forward", forward)
-    base, context = tiny_base(tmp_path / "base"), stage_context(tmp_path, "robust_training")
+    base, context = two_level_base(tmp_path / "base"), stage_context(tmp_path, "robust_training")
     config = RobustTrainingConfig(
         training=TRAINING.model_copy(update={"iterations": 40, "accumulation": 2, "batch_size": 1}),
         drop_probability=1.0,

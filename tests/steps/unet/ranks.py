@@ -18,8 +18,8 @@ from steps.training.loop import train
 from steps.training.selection import held_out_loss
 from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet
+from tests.factories import tiny_unet
 from tests.steps.evolution.factories import TinyData
-from tests.steps.unet.factories import tiny_unet
 
 CONFIG = TrainingConfig(
     iterations=3, batch_size=4, accumulation=2, learning_rate=1e-3, gradient_clip=1e9, held_out_checks=1

@@ -14,7 +14,7 @@ from steps.unet.blocks import (
     module_path,
     normalise,
 )
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
+from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 
 def test_sd15_has_16_attention_and_22_resnet_blocks() -> None:

@@ -17,7 +17,7 @@ from steps.unet.architecture import copy_block, list_units, named_spec, remove_u
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec, normalise
 from steps.unet.conversion import as_evolved, build
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
+from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 UNIT_IDS = [unit.id for unit in list_units(full_spec(TINY_CONFIG), TINY_CONFIG)]
 
@@ -196,7 +196,7 @@ def test_round_trip_in_a_fresh_process(evolved: EvolvedUNet, tmp_path: Path) -> 
         "import sys, torch\n"
         "from safetensors.torch import save_file\n"
         "from steps.unet.evolved import EvolvedUNet\n"
-        "from tests.steps.unet.factories import tiny_inputs\n"
+        "from tests.factories import tiny_inputs\n"
         "torch.set_num_threads(1)\n"
         "unet = EvolvedUNet.from_pretrained(sys.argv[1])\n"
         "assert unet.spec.name == 'small'\n"

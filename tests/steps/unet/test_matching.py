@@ -13,7 +13,7 @@ from steps.unet.architecture import remove_unit
 from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet, build
 from steps.unet.matching import TeacherMatching
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
+from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 from tests.steps.unet.test_dropping import _sampling
 
 
