@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
 from steps.cache.integrity import Damage, StoreCheck
 from steps.cache.leases import alone, in_use
 from steps.evolution.kept import check_round
 from steps.files.errors import DamagedError, SnapFusionError
 from steps.files.sealed import read_sealed
-from steps.store import Store, open_store
+from steps.store import Store, local_folder, open_store
 from steps.training.checkpoint import check_checkpoint
 
 # What an unfinished stage goes on from. Its other files are copies of objects, or are made anew.
@@ -83,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repair", action="store_true", help="remove what can be made or fetched again")
     options = parser.parse_args(arguments)
     config = store_config(options)
-    if not config.root.startswith("s3:") and not Path(config.root).is_dir():
-        parser.error(f"there is no store in {config.root}")
+    folder = local_folder(config, WORK_ROOT)
+    if not config.root.startswith("s3:") and not folder.is_dir():
+        parser.error(f"there is no store in {folder}")
     try:
-        store = open_store(config, Path.cwd())
+        store = open_store(config, WORK_ROOT)
         with alone(store) if options.repair else in_use(store, "fsck"):
             return 1 if check(store, repair=options.repair) else 0
     except SnapFusionError as error:

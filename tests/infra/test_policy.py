@@ -47,6 +47,7 @@ def test_a_runner_may_remove_scratch_only() -> None:
     assert [resource.rpartition(f"{PREFIX}/")[2] for s in removals for resource in s["Resource"]] == [
         "work/*",
         "documents/probes/*",
+        "documents/leases/use/*",
     ]
 
 
