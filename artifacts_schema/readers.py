@@ -72,10 +72,34 @@ def _run_plan_2(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
+def _evolution_2(payload: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 scored removals alone and pooled nothing, an action's value was an estimate, and every round counted its
+    iterations from 0.
+    """
+
+    def score(old: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in old.items() if name not in ("kind", "value")}
+        return {
+            **kept,
+            "action": "remove",
+            "pooled": old["difference"],
+            "pooled_error": old["standard_error"],
+        }
+
+    rounds, done = [], 0
+    for item in payload["rounds"]:
+        curve = [{**row, "iteration": row["iteration"] + done} for row in item["curve"]]
+        scores = [score(old) for old in item["scores"]]
+        rounds.append({**item, "drift": 0.0, "scores": scores, "curve": curve})
+        done += item["trained_iterations"]
+    return {**payload, "rounds": rounds}
+
+
 _UPGRADES: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("snapfusion.component", 1): _component_2,
     ("snapfusion.bundle", 1): _bundle_2,
     ("snapfusion.bundle", 2): _bundle_3,
+    ("snapfusion.evolution", 1): _evolution_2,
     ("snapfusion.evaluation", 1): _evaluation_2,
     ("snapfusion.real_pictures", 1): _real_pictures_2,
     ("snapfusion.bundle", 3): _bundle_4,

@@ -241,7 +241,14 @@ def _architecture(records: RunRecords) -> list[Block]:
         ),
         Table(("stage", "blocks before", "after", "removed", "copies"), rows),
         Table(
-            ("round", "action", "unit", f"value (CLIP / {evolution.latency_unit})", "latency after"), actions
+            (
+                "round",
+                "action",
+                "unit",
+                f"CLIP lost at most, per {evolution.latency_unit} saved",
+                "latency after",
+            ),
+            actions,
         ),
         Chart(charts.evolution_path(evolution), "Predicted latency after every action; dashed: the budget."),
     ]
@@ -249,7 +256,7 @@ def _architecture(records: RunRecords) -> list[Block]:
         blocks.append(
             Chart(
                 charts.unit_scores(evolution),
-                "First round: CLIP score lost without each unit, ± one standard error.",
+                "First round: CLIP score lost without each unit, ± one standard error; the captions are one per picture group.",
             )
         )
     return blocks
@@ -257,7 +264,9 @@ def _architecture(records: RunRecords) -> list[Block]:
 
 def _training(records: RunRecords) -> list[Block]:
     curves = {name: record.curve for name, record in records.trainings.items() if record.curve}
-    curves |= {"architecture_evolution": _joined([r.curve for r in records.evolution.rounds])}
+    curves |= {
+        "architecture_evolution": tuple(row for item in records.evolution.rounds for row in item.curve)
+    }
     rows = tuple(
         (
             name,
@@ -288,15 +297,6 @@ def _previous(records: RunRecords) -> list[Block]:
         for item in records.previous
     )
     return [Text("## Other runs"), Table(("run", *names), rows)]
-
-
-def _joined(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[dict[str, float], ...]:
-    """Curves of consecutive trainings as one."""
-    rows, offset = [], 0.0
-    for curve in curves:
-        rows += [{**row, "iteration": row["iteration"] + offset} for row in curve]
-        offset = rows[-1]["iteration"] if rows else 0.0
-    return tuple(rows)
 
 
 def _interval(value: Interval, *, percent: bool = False, signed: bool = False) -> str:

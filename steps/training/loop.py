@@ -38,6 +38,14 @@ IntervalHook = Callable[[int, nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some iterations of a training, with the data, draws and learning rate that they have in the whole."""
+
+    training: TrainingConfig
+    iterations: range
+
+
+@dataclass(frozen=True)
 class TrainingOutcome:
     """`model` carries the EMA weights and is in evaluation mode; `curve` has one row per logging interval."""
 
@@ -47,17 +55,19 @@ class TrainingOutcome:
     images_per_s: Measurement | None
 
 
-def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
-    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine."""
+def learning_rate_factor(iteration: int, training: TrainingConfig, start: int = 0) -> float:
+    """Factor on the learning rate at a 0-based iteration: linear warm-up from `start`, times constant or cosine.
+
+    The cosine is that of the whole training; the optimizer's moments begin at `start`, and so does the warm-up.
+    """
     warmup = training.warmup_iterations
-    if iteration < warmup:
-        return (iteration + 1) / (warmup + 1)
+    ramp = min(1.0, (iteration - start + 1) / (warmup + 1))
     if training.schedule == "constant":
-        return 1.0
+        return ramp
     span = max(1, training.iterations - warmup)
-    progress = min(1.0, (iteration - warmup) / span)
+    progress = min(1.0, max(0.0, (iteration - warmup) / span))
     low = training.final_learning_rate_fraction
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return ramp * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:
@@ -71,7 +81,7 @@ def train(
     model: nn.Module,
     loss: LossFunction,
     *,
-    training: TrainingConfig,
+    training: TrainingConfig | Part,
     samples: int,
     seed: int,
     folder: Path | CheckpointFolder,
@@ -80,17 +90,18 @@ def train(
     description: str = "training",
     device: torch.device | None = None,
 ) -> TrainingOutcome:
-    """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights.
+    """Train `model` in place for `training.iterations` optimizer steps, or a `Part` of them, and return it with its EMA weights.
 
     Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
     then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
     Interrupted after SIGTERM, SIGINT or SIGHUP (a checkpoint is written first, no later than one micro-batch after it).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
-        run = _Training(model, loss, training, samples, seed, checkpoints, device)
+        part = training if isinstance(training, Part) else Part(training, range(training.iterations))
+        run = _Training(model, loss, part, samples, seed, checkpoints, device)
         run.restore()
         bar = progress or NullProgress()
-        bar.start(description, training.iterations)
+        bar.start(description, run.part.stop)
         with stop_flag(checkpoints.hurry) as stop:
             try:
                 run.loop(bar, on_interval, stop)
@@ -127,12 +138,13 @@ class _Training:
         self,
         model: nn.Module,
         loss: LossFunction,
-        training: TrainingConfig,
+        part: Part,
         samples: int,
         seed: int,
         checkpoints: CheckpointFolder,
         device: torch.device | None,
     ) -> None:
+        training, self.part = part.training, part.iterations
         self.training, self.samples, self.seed = training, samples, seed
         self.checkpoints, self.folder = checkpoints, checkpoints.folder
         self.loss = loss
@@ -148,7 +160,7 @@ class _Training:
             weight_decay=training.weight_decay,
         )
         self.model: nn.Module = self.accelerator.prepare_model(self.bare_model)
-        self.iteration = 0
+        self.iteration = self.part.start
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.pending = 0
@@ -158,14 +170,11 @@ class _Training:
         """Run to the last iteration, or until `stop` is set."""
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
         progress.update(self.iteration)
-        while self.iteration < self.training.iterations:
+        while self.iteration < self.part.stop:
             metrics = self.step(stop)
             if metrics is not None:
                 self.iteration += 1
-                if (
-                    self.iteration % self.training.log_interval == 0
-                    or self.iteration == self.training.iterations
-                ):
+                if self.iteration % self.training.log_interval == 0 or self.iteration == self.part.stop:
                     metrics |= self.log_interval(on_interval)
                 try:
                     progress.update(self.iteration, **metrics)
@@ -190,7 +199,7 @@ class _Training:
         """
         config = self.training
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config)
+            group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config, self.part.start)
         total, sums = 0.0, dict(self.sums)
         for micro in range(config.accumulation):
             if stop.is_set():
@@ -310,6 +319,6 @@ class _Training:
         return TrainingOutcome(
             model=self.bare_model,
             curve=self.curve,
-            iterations=self.iteration,
+            iterations=self.iteration - self.part.start,
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
         )

@@ -26,8 +26,8 @@ class TinyData:
         return len(self._latents)
 
     def captions(self, split: str) -> list[str]:
-        """Numbered captions."""
-        return [f"{split} {index}" for index in range(12)]
+        """Numbered captions, the last two of one picture group."""
+        return [f"{split} {index}" for index in range(11)] + [f"{split} 10 dark skin tone"]
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         """(n, 7, 12)."""

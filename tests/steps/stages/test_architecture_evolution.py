@@ -22,7 +22,8 @@ CONFIG = ArchitectureEvolutionConfig(
     latency_budget=0.75,
     rounds=2,
     actions_per_round=3,
-    probe_captions=2,
+    captions_per_batch=2,
+    most_captions=4,
     probe_steps=1,
     probe_guidance_scale=1.0,
 )
