@@ -152,7 +152,10 @@ class ArchitectureEvolutionConfig(Frozen):
     """`architecture_evolution` (P Algorithm 1)."""
 
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
-    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's table latency, ours
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's latency, ours
+    decide_by: Literal["table", "macs"] = (
+        "table"  # latency_profile's table, or counted MACs: the same on every machine
+    )
     rounds: Count = 3
     actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
     captions_per_batch: Annotated[int, Field(ge=2)] = 8  # every change is probed with one batch ...

@@ -167,6 +167,12 @@ def _check_budget(config: SnapFusionConfig, plan: RunPlan, table: LatencyTable) 
     from steps.evolution.actions import check_reachable
 
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
+    if config.architecture_evolution.decide_by == "macs":
+        from steps.inputs.loaded import StageInputs
+        from steps.stages.architecture_evolution import deciding_table
+
+        inputs = StageInputs(plan, plain_context("latency_profile", config, "budget"), ["base"])
+        table = deciding_table(inputs.base_with(()), table, config.architecture_evolution)
     check_reachable(table, unet_config, config.architecture_evolution)
 
 
@@ -223,7 +229,8 @@ def robust_training(config: SnapFusionConfig, plan: RunPlan, velocity: TrainingR
 def architecture_evolution(
     config: SnapFusionConfig, plan: RunPlan, robust: TrainingRecord, table: LatencyTable
 ) -> EvolutionRecord:
-    """Algorithm 1."""
+    """Algorithm 1. Where MACs decide, the table is no input: what another machine measures changes no decision."""
+    used = {"latency_table": table.identity()} if config.architecture_evolution.decide_by == "table" else {}
 
     def work(context: Any, inputs: Any) -> Record:
         from steps.stages.architecture_evolution import run
@@ -245,7 +252,7 @@ def architecture_evolution(
         settings={"architecture_evolution": config.architecture_evolution},
         plan=plan,
         reads=["base", "data", "signal_clip"],
-        inputs={"robust": robust.weights.identity(), "latency_table": table.identity()},
+        inputs={"robust": robust.weights.identity(), **used},
     ).record
 
 

@@ -59,7 +59,7 @@ def plan_removals(
     blocks = sorted(_blocks(removals))
     once = np.array([[block in change.blocks for change in removals] for block in blocks], dtype=float)
     found = milp(
-        cost / (cost.max() or 1.0) + 1e-6 * saves,
+        cost / (cost.max() or 1.0) + 1e-3 * saves,  # the second term breaks ties
         integrality=np.ones(len(removals)),
         bounds=Bounds(0.0, 1.0),
         constraints=[

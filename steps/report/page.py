@@ -18,6 +18,7 @@ from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation.compare import UNDECIDED
 from steps.evaluation.pictures import grid, png
+from steps.latency.table import predict
 from steps.report import charts
 from steps.report.content import Block, Chart, PictureRows, Table, Text
 from steps.report.core_ml import core_ml
@@ -74,7 +75,8 @@ def build_page(
 
 
 def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
-    evolution = records.evolution
+    evolution, table = records.evolution, records.latency_table
+    evolved = predict(table, evolution.architecture)
     decoder = records.trainings["decoder_distillation"].metrics
     small = next((e for e in records.evaluations if e.variant == "student_8_small_decoder"), None)
     rows = [
@@ -84,9 +86,9 @@ def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
             f"{evolution.parameters / 1e6:.2f} M",
         ),
         (
-            f"guided UNet step, table ({records.latency_table.backend})",
-            f"{evolution.base_latency:.4g} {evolution.latency_unit}",
-            f"{evolution.predicted_latency:.4g} {evolution.latency_unit} ({evolution.predicted_ratio:.0%})",
+            f"guided UNet step, table ({table.backend})",
+            f"{table.whole:.4g} {table.unit}",
+            f"{evolved:.4g} {table.unit} ({evolved / table.whole:.0%})",
         ),
         (
             "decoder parameters",
@@ -236,7 +238,8 @@ def _architecture(records: RunRecords) -> list[Block]:
     )
     blocks: list[Block] = [
         Text(
-            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step; reached "
+            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step "
+            f"({evolution.latency_unit}); reached "
             f"{evolution.predicted_ratio:.1%}."
         ),
         Table(("stage", "blocks before", "after", "removed", "copies"), rows),

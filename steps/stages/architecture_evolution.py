@@ -13,7 +13,7 @@ from torch import nn
 
 from artifacts_schema.architecture import EvolutionRecord, EvolutionRound
 from artifacts_schema.base import Measurement, content_hash
-from artifacts_schema.config import ArchitectureEvolutionConfig
+from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import WeightsRef
 from steps.data.prepared import PreparedData
@@ -29,6 +29,7 @@ from steps.files.errors import BudgetError
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
+from steps.stages import latency_profile
 from steps.training.loop import Part, TrainingOutcome, train
 from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet, as_evolved, build
@@ -47,11 +48,12 @@ def run(
     config: ArchitectureEvolutionConfig,
     context: StageContext,
 ) -> EvolutionRecord:
-    """Evolve the robust UNet until it meets `latency_budget` of the base's latency in `table`.
+    """Evolve the robust UNet until it meets `latency_budget` of the base's latency in `table`, or of its MACs.
 
     `scorer` must be another model than the one that measures results. Raises BudgetError, before any work,
     when the allowed removals cannot meet the budget, and LatencyTableError for a table of another base.
     """
+    table = deciding_table(base, table, config)
     check_reachable(table, base.unet.config, config)
     evolution = _Evolution(
         base, data, scorer, config, context, Budget.of(table, base.unet.config, config.latency_budget)
@@ -91,6 +93,13 @@ def run(
         parameters=_size(unet),
         images_per_s=evolution.images_per_s,
     )
+
+
+def deciding_table(base: BaseModel, table: LatencyTable, config: ArchitectureEvolutionConfig) -> LatencyTable:
+    """The table that `config.decide_by` names: the given one, or the base's MACs in a guided step."""
+    if config.decide_by == "table":
+        return table
+    return latency_profile.count(base, LatencyProfileConfig(backend="macs"))
 
 
 @dataclass
