@@ -215,6 +215,13 @@ def test_downstream_of_a_change_everything_reruns_and_nothing_else(
     assert keys.changed(another(name), propagate=True) == reruns
 
 
+def test_where_macs_decide_another_measurement_changes_no_decision(keys: Keys) -> None:
+    macs = {"architecture_evolution.decide_by": "macs"}
+    before = keys.of(macs, propagate=True)
+    after = keys.of({**macs, "latency_profile.repeats": 7}, propagate=True)
+    assert {name for name in before if before[name].sha256 != after[name].sha256} == {"latency_profile"}
+
+
 READERS = {
     "base": ALL - {"real_pictures"},  # robust_training and architecture_evolution: the noise schedule
     "data": ALL - {"start", "latency_profile"},

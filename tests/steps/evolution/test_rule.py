@@ -49,7 +49,8 @@ def test_the_last_step_does_not_overshoot() -> None:
     changes = [removal("a", 10.0), removal("b", 3.0)]
     assert names(plan_removals(changes, losses(a=0.5, b=0.2), gap=2.0, most=2)) == ["-b"]
     # What is harmless by its bound stays, where it is not needed; among harmless ones the smallest sufficient goes.
-    assert names(plan_removals(changes, losses(a=-0.5, b=-0.2), gap=2.0, most=2)) == ["-b"]
+    harmless = losses(a=-0.5, b=-0.2, c=0.3)
+    assert names(plan_removals([*changes, removal("c", 9.0)], harmless, gap=2.0, most=3)) == ["-b"]
 
 
 def test_the_order_is_loss_per_latency_and_ties_go_to_the_larger_latency() -> None:
