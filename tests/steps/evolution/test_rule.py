@@ -123,6 +123,9 @@ def test_more_captions_go_to_what_the_choice_hangs_on() -> None:
     assert undecided(changes, known, 2.0, gap=1.5, actions=2, later=0) == {"remove b", "remove c"}
     # Where only the first of the plan goes now, it is decided: whatever the others are worth, it is in every plan.
     assert undecided(changes, known, 2.0, gap=1.5, actions=1, later=1) == set()
+    later = _estimates(a=(0.0, 0.01), b=(0.1, 0.001), c=(0.13, 0.05), d=(0.9, 0.1))
+    assert undecided(changes, later, 2.0, gap=1.5, actions=1, later=1) == set()
+    assert undecided(changes, later, 2.0, gap=1.5, actions=2, later=0) == {"remove b", "remove c"}
     sure = _estimates(a=(0.0, 0.01), b=(0.1, 0.001), c=(0.12, 0.001), d=(0.9, 0.1))
     assert undecided(changes, sure, 2.0, gap=1.5, actions=2, later=0) == set()
 
