@@ -125,7 +125,7 @@ def another(name: str) -> dict[str, Any]:
     if isinstance(value, bool):
         return {name: not value}
     if isinstance(value, str):
-        return {name: {"cosine": "constant", "fp32": "bf16"}[value]}
+        return {name: {"cosine": "constant", "fp32": "bf16", "table": "macs"}[value]}
     return {name: value + 1 if isinstance(value, int) else value / 2 or 0.5}
 
 
