@@ -35,7 +35,6 @@ from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet, as_evolved, build
 
 logger = logging.getLogger(__name__)
-_RESAMPLES = 2000
 
 
 def arguments() -> argparse.Namespace:
@@ -157,6 +156,12 @@ class Rivals:
         """The architecture with the robust UNet's weights, trained on as evolution's last round is."""
         setup, training = self.setup, self._training()
         context = setup.context("repair", layout=spec.layout(), training=training.meaning())
+        finished = context.work / "unet"
+        if finished.is_dir():
+            unet: EvolvedUNet = EvolvedUNet.from_pretrained(
+                finished, use_safetensors=True, local_files_only=True
+            )
+            return unet.eval().requires_grad_(False).to(setup.device)
         sampling = Sampling(
             data=setup.data,
             schedule=NoiseSchedule.from_config(setup.base.scheduler_config),
@@ -174,7 +179,10 @@ class Rivals:
             description="repair",
             device=setup.device,
         )
-        return as_evolved(outcome.model.requires_grad_(False))
+        unet = as_evolved(outcome.model.requires_grad_(False))
+        unet.save_pretrained(context.work / "unet.partial", safe_serialization=True)
+        (context.work / "unet.partial").rename(finished)
+        return unet
 
     def _order(self, name: str) -> list[str]:
         """Ids of the units of the unchanged UNet, first to go first."""
@@ -217,9 +225,8 @@ def compared(
         note = f"{ratios[name]:.3f} of the base's MACs"
         metrics.append(_metric(f"rivals.{name}.clip", row, captions, note, seed))
         if name != "evolution":
-            metrics.append(
-                _metric(f"rivals.evolution_minus_{name}.clip", rows["evolution"] - row, captions, note, seed)
-            )
+            lead = rows["evolution"] - row
+            metrics.append(_metric(f"rivals.evolution_minus_{name}.clip", lead, captions, note, seed))
     return metrics
 
 
@@ -230,9 +237,7 @@ def _metric(name: str, row: torch.Tensor, captions: Sequence[str], note: str, se
         groups.setdefault(picture_group(caption), []).append(i)
     sums = torch.stack([row[members].sum() for members in groups.values()])
     sizes = torch.tensor([float(len(members)) for members in groups.values()], dtype=torch.float64)
-    draws = torch.randint(
-        len(groups), (_RESAMPLES, len(groups)), generator=torch.Generator().manual_seed(seed)
-    )
+    draws = torch.randint(len(groups), (2000, len(groups)), generator=torch.Generator().manual_seed(seed))
     means = sums[draws].sum(1) / sizes[draws].sum(1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Metric(name, float(row.mean()), "", len(groups), low, high, f"{note}; n is picture groups")
