@@ -120,24 +120,29 @@ class ArchitectureSpec(Record):
 
 
 class UnitScore(Frozen):
-    """What one unit is worth: paired probes with and without it.
+    """What one change loses: paired probes without and with it, each caption of another picture group.
 
-    `difference` is the mean over captions of (CLIP score with the unit - without), a cosine difference, with
-    its standard error; `latency` is what its removal saves, in the table's unit; `value` is their quotient, 0
-    where the difference is under one standard error.
+    `difference` is the mean over the round's `n` captions of (CLIP score before - after), a cosine difference, with its standard
+    error; `pooled` adds the evidence of earlier rounds. `latency` is what the change saves, in the table's unit: a copy
+    less than nothing.
     """
 
-    unit: str
-    kind: UnitKind
+    action: Literal["remove", "copy"]
+    unit: str  # unit id for "remove", block id for "copy"
     difference: float
     standard_error: float
     n: int
+    pooled: float
+    pooled_error: float
     latency: float
-    value: float
 
 
 class EvolutionAction(Frozen):
-    """One change of the architecture and the predicted latency after it (in the table's unit)."""
+    """One change of the architecture and the predicted latency after it (in the table's unit).
+
+    `value` is the upper bound of what it loses over the latency that it saves; of a copy, the lower bound of what it gains
+    over the latency that it costs.
+    """
 
     kind: Literal["remove", "copy"]
     target: str  # unit id for "remove", block id for "copy"
@@ -153,6 +158,7 @@ class EvolutionRound(Frozen):
     index: int
     layout_before: tuple[StageBlocks, ...]
     baseline_score: float  # mean CLIP score of the probe pictures before the round
+    drift: float  # standard deviation by which the losses moved since the last round
     scores: tuple[UnitScore, ...]
     actions: tuple[EvolutionAction, ...]
     predicted_before: float

@@ -177,12 +177,19 @@ class ArchitectureEvolutionConfig(Frozen):
     """`architecture_evolution` (P Algorithm 1)."""
 
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
-    latency_budget: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = (
-        0.5  # of the base UNet's table latency, ours
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's latency, ours
+    decide_by: Literal["table", "macs"] = (
+        "table"  # latency_profile's table, or counted MACs: the same on every machine
     )
     rounds: Count = 3
     actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
-    probe_captions: Count = 16  # P: 2,000
+    captions_per_batch: Annotated[int, Field(ge=2)] = 8  # every change is probed with one batch ...
+    most_captions: Annotated[int, Field(ge=2)] = (
+        32  # ... and with more, up to this, while a choice hangs on it; P: 2,000
+    )
+    confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = (
+        2.0  # standard errors of a bound, ours
+    )
     probe_steps: Count = 8  # P: 50
     probe_guidance_scale: Positive = 5.0  # P: 7.5
     drop_probability: Fraction = 0.1  # between rounds; 0 in the last, after which nothing is removed any more

@@ -55,7 +55,7 @@ def evolution(folder: Path) -> str:
     weights = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
     config = ArchitectureEvolutionConfig(
         training=TRAINING.model_copy(update={"iterations": 8}), latency_budget=0.75, rounds=2, actions_per_round=3,
-        probe_captions=2, probe_steps=1, probe_guidance_scale=1.0,
+        captions_per_batch=2, most_captions=4, probe_steps=1, probe_guidance_scale=1.0,
     )  # fmt: skip
     return architecture_evolution.evolve(
         base, weights, table, TinyData(), BrightnessScorer(), config, stage

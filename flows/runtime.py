@@ -118,7 +118,7 @@ def run_stage(
     configure_logging()
     store = store_of(config)
     plan: RunPlan | None = records.get("start")
-    earlier = earlier_of(stage, records, label)
+    earlier = earlier_of(stage, config, records, label)
     key = StageKey(
         stage=stage.name,
         version=stage_version(stage.name),

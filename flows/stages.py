@@ -127,6 +127,12 @@ def latency_profile(flow: Any) -> None:
     table = run(flow, "latency_profile")
     config, plan = read_config(flow), Records(flow)["start"]
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
+    if config.architecture_evolution.decide_by == "macs":
+        from steps.inputs.loaded import StageInputs
+        from steps.stages.architecture_evolution import deciding_table
+
+        inputs = StageInputs(plan, plain_context("latency_profile", config, "budget"), ["base"])
+        table = deciding_table(inputs.base_with(()), table, config.architecture_evolution)
     check_reachable(table, unet_config, config.architecture_evolution)
 
 

@@ -1,27 +1,22 @@
-"""Scoring units: the CLIP score of pictures drawn with and without each of them."""
+"""Probing an architecture: the CLIP score of pictures that it draws, always of the same captions from the same noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from artifacts_schema.architecture import UnitScore
 from artifacts_schema.config import ArchitectureEvolutionConfig
+from steps.data.openmoji import picture_group
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evolution.actions import Budget
-from steps.evolution.kept import ProbeFile
-from steps.inputs.context import StageContext
+from steps.files.errors import DataError
 from steps.models.base import BaseModel
-from steps.training.randomness import epoch_indices, keyed_normal, spawn
-from steps.unet.architecture import Unit, list_units
+from steps.training.randomness import epoch_indices, keyed_integers, keyed_normal, spawn
 from steps.unet.evolved import EvolvedUNet
 
 SPLIT = "validation"
-_ALL = "all"  # key of the scores with every unit in place
 
 
 class Scorer(Protocol):
@@ -50,7 +45,7 @@ class CaptionData(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """Draws the same captions from the same noise with any UNet and scores the pictures."""
+    """The captions and the noise of one round, one caption per picture group, for any UNet; in batches of `batch`."""
 
     base: BaseModel
     scorer: Scorer
@@ -58,6 +53,7 @@ class Probe:
     embeddings: Tensor
     empty_embedding: Tensor
     noise: Tensor
+    batch: int
     steps: int
     guidance_scale: float
 
@@ -73,13 +69,10 @@ class Probe:
         index: int,
     ) -> "Probe":
         """The probe of one round; other rounds have other captions and noise, so that none is fitted."""
-        count = config.probe_captions
-        indices = epoch_indices(
-            samples=data.size(SPLIT), start=index * count, count=count, seed=spawn(seed, "probe.captions")
-        )
         captions = data.captions(SPLIT)
+        indices = one_per_group(captions, config.most_captions, seed=seed, index=index)
         noise = keyed_normal(
-            base.latent_shape, seed=seed, name="probe.noise", iteration=index, indices=torch.arange(count)
+            base.latent_shape, seed=seed, name="probe.noise", iteration=index, indices=indices
         )
         return cls(
             base=base,
@@ -88,67 +81,57 @@ class Probe:
             embeddings=data.embeddings(SPLIT, indices),
             empty_embedding=data.empty_embedding,
             noise=noise,
+            batch=config.captions_per_batch,
             steps=config.probe_steps,
             guidance_scale=config.probe_guidance_scale,
         )
 
-    def scores(self, unet: EvolvedUNet) -> list[float]:
-        """CLIP score of every picture."""
+    @property
+    def batches(self) -> int:
+        """Number of batches that there are captions for; the last may be smaller."""
+        return -(-len(self.captions) // self.batch)
+
+    def scores(self, unet: EvolvedUNet, number: int) -> list[float]:
+        """CLIP score of every picture of one batch."""
+        part = slice(number * self.batch, (number + 1) * self.batch)
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(self.base.scheduler_config),
-            noise=self.noise,
-            embeddings=self.embeddings,
+            noise=self.noise[part],
+            embeddings=self.embeddings[part],
             empty_embedding=self.empty_embedding,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             prediction_type="v_prediction",
         )
         pictures = decode_latents(self.base.vae, latents, scaling_factor=self.base.scaling_factor)
-        return [float(value) for value in self.scorer.scores(pictures, self.captions)]
+        return [float(value) for value in self.scorer.scores(pictures, self.captions[part])]
 
 
-def score_units(
-    unet: EvolvedUNet, probe: Probe, budget: Budget, context: StageContext, folder: Path
-) -> tuple[float, list[UnitScore]]:
-    """Mean CLIP score of the UNet as it is, and the worth of each of its units.
+def one_per_group(captions: Sequence[str], most: int, *, seed: int, index: int) -> Tensor:
+    """Indices of the captions of round `index`: at most `most`, each of another picture group, int64.
 
-    Every finished probe is kept in `folder` and not made again after an interruption.
+    Variants of one picture share their difficulty: two of them are less than two pieces of evidence. Rounds go on through
+    the groups where the last one stopped, and draw the caption of a group anew. Raises DataError for fewer than two groups.
     """
-    units = list_units(unet.spec, unet.geometry())
-    finished = ProbeFile(context, folder / "probes.json", unet.spec.layout())
-    context.progress.start("probing units", len(units) + 1)
-    try:
-        for done, unit in enumerate([None, *units]):
-            key = _ALL if unit is None else unit.id
-            if key not in finished.scores:
-                unet.set_skipped([] if unit is None else [unit.id])
-                finished.add(key, probe.scores(unet))
-            context.progress.update(done + 1)
-    finally:
-        unet.set_skipped()
-        context.progress.close()
-    whole = finished.scores[_ALL]
-    scores = [
-        unit_score(unit, whole, finished.scores[unit.id], budget.saving(unet.spec, unit)) for unit in units
-    ]
-    return sum(whole) / len(whole), scores
-
-
-def unit_score(unit: Unit, with_unit: Sequence[float], without: Sequence[float], latency: float) -> UnitScore:
-    """Worth of a unit from paired scores: mean difference over latency, 0 under one standard error."""
-    differences = torch.tensor(with_unit, dtype=torch.float64) - torch.tensor(without, dtype=torch.float64)
-    n = len(differences)
-    mean = float(differences.mean())
-    # One caption alone says nothing about the noise: its difference is taken as it is.
-    error = float(differences.std(correction=1)) / n**0.5 if n > 1 else 0.0
-    counted = mean if mean > error else 0.0
-    return UnitScore(
-        unit=unit.id,
-        kind=unit.kind,
-        difference=mean,
-        standard_error=error,
-        n=n,
-        latency=latency,
-        value=max(counted, 0.0) / max(latency, 1e-12),
+    groups: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        groups.setdefault(picture_group(caption), []).append(i)
+    if len(groups) < 2:
+        raise DataError(
+            f"evolution compares captions of at least two picture groups, found {len(groups)} in the "
+            f"{SPLIT} split; give more pictures or raise data.limit"
+        )
+    members = list(groups.values())
+    order = epoch_indices(
+        samples=len(members), start=0, count=len(members), seed=spawn(seed, "probe.captions")
+    )
+    count = min(most, len(members))
+    chosen = order[(index * count + torch.arange(count)) % len(members)]
+    draws = keyed_integers(0, 1 << 30, seed=seed, name="probe.caption", iteration=index, indices=chosen)
+    return torch.tensor(
+        [
+            members[group][draw % len(members[group])]
+            for group, draw in zip(chosen.tolist(), draws.tolist(), strict=True)
+        ]
     )

@@ -129,9 +129,11 @@ def _distillation(
 
 
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
-    """Seconds of drawing the probe captions with and without every unit, in every round."""
+    """Seconds of drawing the probe captions: a batch for every unit in every round, the rest for twice a round's actions."""
     evolution = config.architecture_evolution
-    pictures = evolution.rounds * (costs["units"] + 1) * evolution.probe_captions
+    batch = min(evolution.captions_per_batch, evolution.most_captions)
+    more = (evolution.most_captions - batch) * (2 * evolution.actions_per_round + 1)
+    pictures = evolution.rounds * ((costs["units"] + 1) * batch + more)
     return pictures * (evolution.probe_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"])
 
 

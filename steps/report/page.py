@@ -17,6 +17,7 @@ from artifacts_schema.references import ObjectRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation.pictures import grid, png
+from steps.latency.table import predict
 from steps.report import charts
 from steps.report.content import Block, Chart, PictureRows, Table, Text
 from steps.report.core_ml import core_ml
@@ -65,7 +66,8 @@ def build_page(
 
 
 def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
-    evolution = records.evolution
+    evolution, table = records.evolution, records.latency_table
+    evolved = predict(table, evolution.architecture)
     decoder = records.trainings["decoder_distillation"].metrics
     small = next((e for e in records.evaluations if e.variant == "student_8_small_decoder"), None)
     rows = [
@@ -75,9 +77,9 @@ def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
             f"{evolution.parameters / 1e6:.2f} M",
         ),
         (
-            f"guided UNet step, table ({records.latency_table.backend})",
-            f"{evolution.base_latency:.4g} {evolution.latency_unit}",
-            f"{evolution.predicted_latency:.4g} {evolution.latency_unit} ({evolution.predicted_ratio:.0%})",
+            f"guided UNet step, table ({table.backend})",
+            f"{table.whole:.4g} {table.unit}",
+            f"{evolved:.4g} {table.unit} ({evolved / table.whole:.0%})",
         ),
         (
             "decoder parameters",
@@ -166,12 +168,20 @@ def _architecture(records: RunRecords) -> list[Block]:
     )
     blocks: list[Block] = [
         Text(
-            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step; reached "
+            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step "
+            f"({evolution.latency_unit}); reached "
             f"{evolution.predicted_ratio:.1%}."
         ),
         Table(("stage", "blocks before", "after", "removed", "copies"), rows),
         Table(
-            ("round", "action", "unit", f"value (CLIP / {evolution.latency_unit})", "latency after"), actions
+            (
+                "round",
+                "action",
+                "unit",
+                f"CLIP lost at most, per {evolution.latency_unit} saved",
+                "latency after",
+            ),
+            actions,
         ),
         Chart(charts.evolution_path(evolution), "Predicted latency after every action; dashed: the budget."),
     ]
@@ -179,7 +189,7 @@ def _architecture(records: RunRecords) -> list[Block]:
         blocks.append(
             Chart(
                 charts.unit_scores(evolution),
-                "First round: CLIP score lost without each unit, ± one standard error.",
+                "First round: CLIP score lost without each unit, ± one standard error; the captions are one per picture group.",
             )
         )
     return blocks

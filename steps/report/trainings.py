@@ -1,6 +1,6 @@
 """The report's part on trainings: what each took and measured of itself, and its curve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
@@ -24,7 +24,7 @@ _IN_WORDS = {
 def trainings(records: Mapping[str, TrainingRecord], evolution: EvolutionRecord) -> list[Block]:
     """The blocks, in reading order. `records` by stage; the trainings of an evolution's rounds are one curve."""
     curves = {name: record.curve for name, record in records.items() if record.curve}
-    curves |= {"architecture_evolution": _joined([r.curve for r in evolution.rounds])}
+    curves |= {"architecture_evolution": tuple(row for item in evolution.rounds for row in item.curve)}
     rows = tuple(
         (
             name,
@@ -44,15 +44,6 @@ def trainings(records: Mapping[str, TrainingRecord], evolution: EvolutionRecord)
             Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss.")
         )
     return blocks
-
-
-def _joined(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[dict[str, float], ...]:
-    """Curves of consecutive trainings as one."""
-    rows, offset = [], 0.0
-    for curve in curves:
-        rows += [{**row, "iteration": row["iteration"] + offset} for row in curve]
-        offset = rows[-1]["iteration"] if rows else 0.0
-    return tuple(rows)
 
 
 def _metrics(record: TrainingRecord) -> str:

@@ -18,6 +18,7 @@ from steps.cache.notes import StageUse, report_of_run
 from steps.cache.provenance import DISTRIBUTION
 from steps.evaluation.compare import compare
 from steps.evaluation.pictures import grid, png
+from steps.latency.table import predict
 from steps.report.content import Block
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
@@ -143,11 +144,11 @@ def run(
 
 def headline(records: RunRecords) -> dict[str, float]:
     """The run's numbers under their published names; a ratio is base over result."""
-    evolution = records.evolution
+    evolution, table = records.evolution, records.latency_table
     decoder = records.trainings["decoder_distillation"].metrics
     numbers = {
         "unet.param_ratio": evolution.base_parameters / evolution.parameters,
-        "unet.predicted_latency_ratio": evolution.base_latency / evolution.predicted_latency,
+        "unet.predicted_latency_ratio": table.whole / predict(table, evolution.architecture),
         "decoder.param_ratio": decoder["parameter_ratio"],
         "decoder.mac_ratio": decoder["mac_ratio"],
         "decoder.psnr_db": decoder["psnr_db"],

@@ -28,7 +28,7 @@ class Stage:
     that this run does not have is left out, an empty place stands for the base's own.
 
     The hooks are for what is really special: `meaning` is what the settings mean for one task of the stage, where that
-    is less than all they say; `after_label` what one task of a foreach reads besides; `measures` a stage whose result
+    is less than all they say; `further` the earlier results that one task reads besides; `measures` a stage whose result
     depends on the machine; `packages` those whose version changes more of it than the last bits (docs/adr/0026).
     """
 
@@ -38,7 +38,7 @@ class Stage:
     after: Mapping[str, str] = field(default_factory=dict)
     module: str = ""
     meaning: Meaning | None = None
-    after_label: Callable[[str], Mapping[str, str]] | None = None
+    further: Callable[[SnapFusionConfig, str], Mapping[str, str]] | None = None
     measures: bool = False
     packages: tuple[str, ...] = ()
 
@@ -47,9 +47,9 @@ class Stage:
         """The module that holds the stage."""
         return f"steps.stages.{self.module or self.name}"
 
-    def places(self, label: str) -> dict[str, str]:
+    def places(self, config: SnapFusionConfig, label: str) -> dict[str, str]:
         """Every earlier result that the task with this label reads, by the name it has there."""
-        return dict(self.after) | dict(self.after_label(label) if self.after_label else {})
+        return dict(self.after) | dict(self.further(config, label) if self.further else {})
 
 
 def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
@@ -69,6 +69,12 @@ def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
     )
 
 
+def _deciding_table(config: SnapFusionConfig, _: str) -> Mapping[str, str]:
+    """Where MACs decide, the table is no input: what another machine measures changes no decision."""
+    by_table = config.architecture_evolution.decide_by == "table"
+    return {"latency_table": "latency_profile"} if by_table else {}
+
+
 _STEPS = ("evaluation.base_steps", "step_distillation.intermediate_steps", "step_distillation.final_steps")
 
 
@@ -85,20 +91,20 @@ def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
     return found | {"steps": variant_of(label, config).steps}
 
 
-def _models_of(label: str) -> dict[str, str]:
+def _models_of(_: SnapFusionConfig, label: str) -> dict[str, str]:
     unet, decoder = MODELS[label]
     return {"unet": f"{unet}.weights" if unet else "", "decoder": f"{decoder}.weights" if decoder else ""}
 
 
-def _evaluated_models(label: str) -> dict[str, str]:
-    return _models_of(label) | {"guidance": f"guidance_selection {label}"}
+def _evaluated_models(config: SnapFusionConfig, label: str) -> dict[str, str]:
+    return _models_of(config, label) | {"guidance": f"guidance_selection {label}"}
 
 
 def _exported(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
     return {"coreml_export": config.coreml_export.meaning_for(label)}
 
 
-def _weights_of(label: str) -> Mapping[str, str]:
+def _weights_of(_: SnapFusionConfig, label: str) -> Mapping[str, str]:
     places = {"unet": "student_8.weights", "vae_decoder": "decoder_distillation.weights"}
     return {"weights": places.get(label, "")}
 
@@ -139,7 +145,8 @@ STAGES: dict[str, Stage] = {
             "architecture_evolution",
             settings=("architecture_evolution",),
             reads=("base", "data", "signal_clip"),
-            after={"robust": "robust_training.weights", "latency_table": "latency_profile"},
+            after={"robust": "robust_training.weights"},
+            further=_deciding_table,
         ),
         _distillation(
             "teacher_16",
@@ -170,7 +177,7 @@ STAGES: dict[str, Stage] = {
             reads=("base", "data", "signal_clip", "inception"),
             after={"real_pictures": "real_pictures"},
             meaning=_guided,
-            after_label=_models_of,
+            further=_models_of,
             packages=_INSTRUMENTS,
         ),
         Stage(
@@ -179,7 +186,7 @@ STAGES: dict[str, Stage] = {
             reads=("base", "data", "signal_clip", "measure_clip", "inception"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
-            after_label=_evaluated_models,
+            further=_evaluated_models,
             packages=_INSTRUMENTS,
         ),
         Stage(
@@ -187,7 +194,7 @@ STAGES: dict[str, Stage] = {
             settings=("coreml_export",),
             reads=("base", "data"),
             meaning=_exported,
-            after_label=_weights_of,
+            further=_weights_of,
             packages=_CONVERTER,
         ),
         Stage(
@@ -212,13 +219,15 @@ def meaning_of(stage: Stage, config: SnapFusionConfig, label: str) -> Mapping[st
     return stage.meaning(config, label) if stage.meaning else values_of(config, stage.settings)
 
 
-def earlier_of(stage: Stage, records: Mapping[str, Any], label: str) -> dict[str, Any]:
+def earlier_of(
+    stage: Stage, config: SnapFusionConfig, records: Mapping[str, Any], label: str
+) -> dict[str, Any]:
     """The earlier results that one task of a stage reads, out of a run's records by stage (and label).
 
     Raises KeyError for a stage that has not run; a task of a foreach that this run does not have is left out.
     """
     found: dict[str, Any] = {}
-    for name, place in stage.places(label).items():
+    for name, place in stage.places(config, label).items():
         where, _, attribute = place.partition(".")
         if " " in where and where not in records:
             continue

@@ -41,6 +41,14 @@ weights, the ones that are handed over, and is in evaluation mode; what it retur
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some iterations of a training, with the data, draws and learning rate that they have in the whole."""
+
+    training: TrainingConfig
+    iterations: range
+
+
+@dataclass(frozen=True)
 class TrainingOutcome:
     """`model` is in evaluation mode and carries the EMA weights of the iteration that `selection` names, or without one
     of the last; `curve` has one row per logging interval.
@@ -57,7 +65,7 @@ def train(  # noqa: PLR0913 - everything that decides the result, by name
     model: nn.Module,
     loss: LossFunction,
     *,
-    training: TrainingConfig,
+    training: TrainingConfig | Part,
     samples: int,
     seed: int,
     folder: Path | CheckpointFolder,
@@ -67,8 +75,8 @@ def train(  # noqa: PLR0913 - everything that decides the result, by name
     description: str = "training",
     device: torch.device | None = None,
 ) -> TrainingOutcome:
-    """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights: with
-    `held_out` those of the best of its start and `training.held_out_checks` later states, which are chosen by it.
+    """Train `model` in place for `training.iterations` optimizer steps, or a `Part` of them, and return it with its EMA
+    weights: with `held_out` those of the best of its start and `training.held_out_checks` later states, which are chosen by it.
 
     Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
     then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
@@ -76,12 +84,13 @@ def train(  # noqa: PLR0913 - everything that decides the result, by name
     forward pass of a check, after it).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
+        part = training if isinstance(training, Part) else Part(training, range(training.iterations))
         run = _Training(
-            model, loss, training, checkpoints, samples=samples, seed=seed, held_out=held_out, device=device
+            model, loss, part, checkpoints, samples=samples, seed=seed, held_out=held_out, device=device
         )
         run.restore()
         bar = progress or NullProgress()
-        bar.start(description, training.iterations)
+        bar.start(description, run.part.stop)
         with stop_flag(checkpoints.hurry) as stop:
             try:
                 run.loop(bar, on_interval, stop)
@@ -99,7 +108,7 @@ class _Training:
         self,
         model: nn.Module,
         loss: LossFunction,
-        training: TrainingConfig,
+        part: Part,
         checkpoints: CheckpointFolder,
         *,
         samples: int,
@@ -107,6 +116,7 @@ class _Training:
         held_out: HeldOut | None,
         device: torch.device | None,
     ) -> None:
+        training, self.part = part.training, part.iterations
         self.training, self.samples, self.seed = training, samples, seed
         self.checkpoints, self.folder, self.loss = checkpoints, checkpoints.folder, loss
         # A skipped unit has no gradient, here as on one rank: to touch it with a zero would decay and move its weights.
@@ -124,14 +134,14 @@ class _Training:
         self.model: nn.Module = self.accelerator.prepare_model(self.bare_model)
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self.iteration = self.pending = 0
+        self.iteration, self.pending = self.part.start, 0
         self.speed = Speed()
         self.best = BestState(held_out, training)
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
-        last = self.training.iterations
+        last = self.part.stop
         progress.update(self.iteration)
         self.check(stop)
         while self.iteration < last or stop.is_set():
@@ -174,7 +184,7 @@ class _Training:
         """
         config = self.training
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config)
+            group["lr"] = config.learning_rate * learning_rate_factor(self.iteration, config, self.part.start)
         total, sums = 0.0, dict(self.sums)
         for micro in range(config.accumulation):
             if stop.is_set():
@@ -298,7 +308,7 @@ class _Training:
         return TrainingOutcome(
             model=self.bare_model,
             curve=self.curve,
-            iterations=self.iteration,
+            iterations=self.iteration - self.part.start,
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
             selection=selection,
         )

@@ -9,21 +9,21 @@ from artifacts_schema.config import TrainingConfig
 _MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
-def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
-    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine.
+def learning_rate_factor(iteration: int, training: TrainingConfig, start: int = 0) -> float:
+    """Factor on the learning rate at a 0-based iteration: linear warm-up from `start`, times constant or cosine.
 
-    The cosine takes the last `cosine_iterations`, so that a training can go on at a constant rate for as long as there
-    is time and be ended by setting `iterations`.
+    The cosine is that of the whole training; the optimizer's moments begin at `start`, and so does the warm-up. It
+    takes the last `cosine_iterations`, so that a training can go on at a constant rate for as long as there is time
+    and be ended by setting `iterations`.
     """
     warmup = training.warmup_iterations
-    if iteration < warmup:
-        return (iteration + 1) / (warmup + 1)
+    ramp = min(1.0, (iteration - start + 1) / (warmup + 1))
     if training.schedule == "constant":
-        return 1.0
+        return ramp
     span = max(1, min(training.iterations - warmup, training.cosine_iterations or training.iterations))
     progress = min(1.0, max(0.0, (iteration - (training.iterations - span)) / span))
     low = training.final_learning_rate_fraction
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return ramp * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:

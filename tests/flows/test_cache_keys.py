@@ -134,7 +134,7 @@ def another(name: str) -> dict[str, Any]:
     if isinstance(value, bool):
         return {name: not value}
     if isinstance(value, str):
-        return {name: {"cosine": "constant", "fp32": "bf16"}[value]}
+        return {name: {"cosine": "constant", "fp32": "bf16", "table": "macs"}[value]}
     return {name: value + 1 if isinstance(value, int) else value / 2 or 0.5}
 
 
@@ -245,6 +245,13 @@ def test_downstream_of_a_change_everything_reruns_and_nothing_else(
     name: str, reruns: set[str], keys: Keys
 ) -> None:
     assert keys.changed(another(name), propagate=True) == reruns
+
+
+def test_where_macs_decide_another_measurement_changes_no_decision(keys: Keys) -> None:
+    macs = {"architecture_evolution.decide_by": "macs"}
+    before = keys.of(macs, propagate=True)
+    after = keys.of({**macs, "latency_profile.repeats": 7}, propagate=True)
+    assert {name for name in before if before[name].sha256 != after[name].sha256} == {"latency_profile"}
 
 
 READERS = {

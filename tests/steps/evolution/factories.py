@@ -26,12 +26,12 @@ class TinyData:
         return len(self._latents)
 
     def captions(self, split: str) -> list[str]:
-        """Numbered captions."""
-        return [f"{split} {index}" for index in range(12)]
+        """Numbered captions, the last two of one picture group."""
+        return [f"{split} {index}" for index in range(11)] + [f"{split} 10 dark skin tone"]
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
-        """(n, 7, 12)."""
-        return self._text[indices]
+        """(n, 7, 12), each split its own."""
+        return self._text[indices] + (0.0 if split == "train" else 0.5)
 
     def training_embeddings(
         self, split: str, indices: Tensor, *, seed: int, iteration: int, drop_probability: float

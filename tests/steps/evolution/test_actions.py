@@ -1,14 +1,16 @@
-"""Which units go and which blocks are copied."""
+"""The changes an architecture allows, making them, and the budget."""
+
+import re
 
 import pytest
 
-from artifacts_schema.architecture import UnitScore
 from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
-from steps.evolution.actions import Budget, check_reachable, choose_actions
+from steps.evolution.actions import Budget, actions_of, apply, check_reachable
+from steps.evolution.rule import best_saving, plan_removals
 from steps.files.errors import BudgetError, LatencyTableError
 from steps.stages import latency_profile
-from steps.unet.architecture import list_units, remove_unit
+from steps.unet.architecture import copyable_blocks, list_units
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
 from tests.factories import TINY_CONFIG, tiny_base
 
@@ -20,94 +22,55 @@ def table() -> LatencyTable:
     return latency_profile.count(tiny_base(), LatencyProfileConfig(backend="macs"))
 
 
-def _scores(budget: Budget, values: dict[str, float], default: float = 1.0) -> list[UnitScore]:
-    return [
-        UnitScore(
-            unit=unit.id,
-            kind=unit.kind,
-            difference=0.0,
-            standard_error=0.0,
-            n=4,
-            latency=budget.saving(FULL, unit),
-            value=values.get(unit.id, default),
-        )
-        for unit in list_units(FULL, TINY_CONFIG)
-    ]
+def test_a_round_may_remove_every_unit_and_copies_only_within_the_budget(table: LatencyTable) -> None:
+    tight, met = Budget.of(table, TINY_CONFIG, 0.9), Budget.of(table, TINY_CONFIG, 1.0)
+    units = {f"remove {unit.id}" for unit in list_units(FULL, TINY_CONFIG)}
+    assert {change.key for change in tight.changes(FULL)} == units
+    copies = {f"copy {block}" for block in copyable_blocks(FULL, TINY_CONFIG)}
+    assert {change.key for change in met.changes(FULL)} == units | copies
+    by_key = {change.key: change for change in met.changes(FULL)}
+    pair = by_key["remove down.3.resnets.1+up.0.resnets.0"]
+    assert pair.blocks == {"down.3.resnets.1", "up.0.resnets.0"}
+    assert pair.blocks & by_key["remove up.0.resnets.0"].blocks
+    assert pair.saves > 0.0 > by_key["copy down.3.resnets.1"].saves
 
 
-def test_the_least_valuable_units_go_first(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.8)
-    values = {"mid.resnets.0": 0.1, "up.1.attentions.1": 0.2}
-    spec, actions = choose_actions(FULL, _scores(budget, values), budget, actions=2, later=20)
-    assert [action.target for action in actions] == ["mid.resnets.0", "up.1.attentions.1"]
-    assert {action.kind for action in actions} == {"remove"}
-    assert set(spec.removed) == {"mid.resnets.0", "up.1.attentions.1"}
-    assert actions[-1].predicted_after == pytest.approx(budget.predict(spec))
-
-
-def test_ties_go_to_the_larger_latency(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.8)
-    scores = _scores(budget, {}, default=0.0)
-    _, actions = choose_actions(FULL, scores, budget, actions=1, later=20)
-    assert actions[0].target == max(scores, key=lambda score: score.latency).unit
-
-
-def test_removal_stops_once_the_budget_is_met(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.9)
-    spec, actions = choose_actions(FULL, _scores(budget, {}), budget, actions=30)
-    assert budget.is_met(spec)
-    assert not budget.is_met(FULL)
-    assert len(actions) < 30
-    assert actions[-1].predicted_after <= budget.limit < actions[-2].predicted_after
-
-
-def test_a_worthless_but_small_unit_is_passed_over_where_the_budget_would_get_out_of_reach(
-    table: LatencyTable,
-) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.6)
-    fewest = next(n for n in range(1, 30) if budget.best_reachable(FULL, n) <= budget.limit)
-    values = {"mid.resnets.0": 0.0, "mid.attentions.0": 0.0}
-    spec, actions = choose_actions(FULL, _scores(budget, values), budget, actions=fewest)
-    assert budget.is_met(spec)
-    assert len(actions) == fewest
-    relaxed, _ = choose_actions(FULL, _scores(budget, values), budget, actions=fewest, later=30)
-    assert "mid.resnets.0" in relaxed.removed
-
-
-def test_a_removed_pair_takes_its_lone_resnet_off_the_list(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.7)
-    pair, lone = "down.3.resnets.1+up.0.resnets.0", "up.0.resnets.0"
-    _, actions = choose_actions(FULL, _scores(budget, {pair: 0.0, lone: 0.0}), budget, actions=3, later=30)
-    targets = [action.target for action in actions]
-    assert pair in targets
-    assert lone not in targets
-
-
-def test_once_the_budget_holds_the_most_valuable_block_is_copied(table: LatencyTable) -> None:
-    small = remove_unit(FULL, TINY_CONFIG, "down.0.attentions.0")
+def test_changes_are_made_in_order_and_save_what_they_say(table: LatencyTable) -> None:
     budget = Budget.of(table, TINY_CONFIG, 1.0)
-    values = {"up.1.attentions.0": 3.0, "down.3.resnets.0+up.0.resnets.1": 2.0, "up.0.resnets.2": 9.0}
-    spec, actions = choose_actions(small, _scores(budget, values, default=0.0), budget, actions=5)
+    by_key = {change.key: change for change in budget.changes(FULL)}
+    taken = [by_key["remove down.0.attentions.0"], by_key["copy up.1.attentions.0"]]
+    after = apply(FULL, taken, budget)
+    assert [spec.removed for spec in after] == [("down.0.attentions.0",)] * 2
+    assert after[-1].copied == ("up.1.attentions.0.copy1",)
+    saved = sum(change.saves for change in taken)
+    assert budget.predict(after[-1]) == pytest.approx(budget.predict(FULL) - saved)
+    bounds = {taken[0].key: 0.2, taken[1].key: -0.1}
+    actions = actions_of(taken, bounds, after, budget)
     assert [(a.kind, a.target) for a in actions] == [
+        ("remove", "down.0.attentions.0"),
         ("copy", "up.1.attentions.0"),
-        ("copy", "down.3.resnets.0"),
     ]
-    assert spec.copied == ("down.3.resnets.0.copy1", "up.1.attentions.0.copy1")
-    assert budget.is_met(spec)
+    assert actions[0].value == pytest.approx(0.2 / taken[0].saves)
+    assert actions[1].value == pytest.approx(-0.1 / taken[1].saves)
+    assert actions[1].value > 0.0  # what is gained per latency spent
+    assert actions[1].predicted_after == pytest.approx(budget.predict(after[-1]))
+    assert apply(FULL, [], budget) == []
 
 
-def test_no_copy_that_breaks_the_budget_and_none_of_worthless_blocks(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 1.0)
-    spec, actions = choose_actions(FULL, _scores(budget, {"up.1.attentions.0": 3.0}), budget, actions=5)
-    assert (spec, actions) == (FULL, [])
-    small = remove_unit(FULL, TINY_CONFIG, "down.0.attentions.0")
-    assert choose_actions(small, _scores(budget, {}, default=0.0), budget, actions=5)[1] == []
+def test_a_plan_on_the_real_table_meets_the_budget_without_an_unneeded_removal(table: LatencyTable) -> None:
+    budget = Budget.of(table, TINY_CONFIG, 0.6)
+    changes = budget.changes(FULL)
+    losses = {change.key: 0.01 * (len(change.target) % 7) for change in changes}
+    plan = plan_removals(changes, losses, gap=budget.gap(FULL), most=20)
+    assert budget.is_met(apply(FULL, plan, budget)[-1])
+    for change in plan:
+        assert not budget.is_met(apply(FULL, [other for other in plan if other is not change], budget)[-1])
 
 
 def test_unreachable_budget_names_the_best_reachable(table: LatencyTable) -> None:
     config = ArchitectureEvolutionConfig(latency_budget=0.05, rounds=3, actions_per_round=4)
     budget = Budget.of(table, TINY_CONFIG, 0.05)
-    best = budget.best_reachable(FULL) / budget.predict(FULL)
+    best = 1.0 - best_saving(budget.removals(FULL), 99) / budget.predict(FULL)
     with pytest.raises(BudgetError, match=r"12 removals is .*at least 0\.\d+$") as error:
         check_reachable(table, TINY_CONFIG, config)
     assert "or rounds" not in str(error.value)
@@ -117,12 +80,12 @@ def test_unreachable_budget_names_the_best_reachable(table: LatencyTable) -> Non
     check_reachable(table, TINY_CONFIG, few.model_copy(update={"rounds": 40}))
 
 
-def test_best_reachable_really_is_reached(table: LatencyTable) -> None:
-    budget = Budget.of(table, TINY_CONFIG, 0.5)
-    spec = FULL
-    while units := list_units(spec, TINY_CONFIG):
-        spec = remove_unit(spec, TINY_CONFIG, max(units, key=lambda unit: len(unit.blocks)).id)
-    assert budget.best_reachable(FULL) >= budget.predict(spec) - 1e-6
+def test_the_advised_budget_is_reachable(table: LatencyTable) -> None:
+    config = ArchitectureEvolutionConfig(latency_budget=0.05, rounds=1, actions_per_round=4)
+    with pytest.raises(BudgetError) as error:
+        check_reachable(table, TINY_CONFIG, config)
+    advised = float(re.findall(r"at least (0\.\d+)", str(error.value))[0])
+    check_reachable(table, TINY_CONFIG, config.model_copy(update={"latency_budget": advised}))
 
 
 def test_table_of_another_base_is_refused(table: LatencyTable) -> None:

@@ -44,6 +44,7 @@ def finished_round(unet: EvolvedUNet) -> EvolutionRound:
         index=0,
         layout_before=unet.spec.stages,
         baseline_score=0.1 + 0.2,
+        drift=0.0,
         scores=(),
         actions=(),
         predicted_before=1.0,

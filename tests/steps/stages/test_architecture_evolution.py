@@ -6,12 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord, EvolutionRound
 from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig, TrainingConfig
+from steps.evolution.actions import Budget
+from steps.evolution.evidence import Estimate, drift_variance, pooled
+from steps.evolution.rule import Change, choose
+from steps.evolution.scoring import earlier_evidence
 from steps.files.errors import BudgetError, Interrupted
 from steps.latency.table import predict
 from steps.models.stored import load_model, save_model
 from steps.stages import architecture_evolution, latency_profile
+from steps.training.pace import learning_rate_factor
+from steps.training.randomness import epoch_indices
+from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet
 from tests.factories import TINY_CONFIG, context, tiny_base, tiny_unet
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
@@ -21,7 +28,8 @@ CONFIG = ArchitectureEvolutionConfig(
     latency_budget=0.75,
     rounds=2,
     actions_per_round=3,
-    probe_captions=2,
+    captions_per_batch=2,
+    most_captions=4,
     probe_steps=1,
     probe_guidance_scale=1.0,
 )
@@ -38,10 +46,17 @@ def _run(folder: Path, scorer: Any = None, config: ArchitectureEvolutionConfig =
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvolutionRecord]:
+def scorer() -> BrightnessScorer:
+    return BrightnessScorer()
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, scorer: BrightnessScorer
+) -> tuple[Path, EvolutionRecord]:
     folder = tmp_path_factory.mktemp("evolution")
     torch.set_num_threads(1)
-    return folder, _run(folder)
+    return folder, _run(folder, scorer)
 
 
 def test_budget_is_met_and_the_weights_are_those_of_the_architecture(
@@ -62,11 +77,82 @@ def test_rounds_are_on_record(finished: tuple[Path, EvolutionRecord]) -> None:
     assert 1 <= len(record.rounds) <= 2
     assert all(len(item.actions) <= 3 for item in record.rounds)
     assert len(record.rounds[0].scores) == 16 + 2 + 4 + 10
-    assert {score.n for item in record.rounds for score in item.scores} == {2}
+    assert {score.n for item in record.rounds for score in item.scores} <= {2, 4}
     assert sum(item.trained_iterations for item in record.rounds) == 3
     assert record.rounds[0].predicted_before == pytest.approx(record.base_latency)
     assert record.rounds[-1].predicted_after == pytest.approx(record.predicted_latency)
     assert EvolutionRecord.from_json(record.to_json()) == record
+
+
+def _chosen(
+    item: EvolutionRound, before: ArchitectureSpec, config: ArchitectureEvolutionConfig
+) -> list[Change]:
+    """What the rule chooses from the evidence on record, pooled and judged by its upper bound."""
+    table = latency_profile.count(tiny_base(), LatencyProfileConfig(backend="macs"))
+    budget = Budget.of(table, TINY_CONFIG, config.latency_budget)
+    spec = before.model_copy(update={"stages": item.layout_before})
+    losses = {
+        f"{score.action} {score.unit}": score.pooled + config.confidence * score.pooled_error
+        for score in item.scores
+    }
+    return choose(
+        budget.changes(spec),
+        losses,
+        gap=budget.gap(spec),
+        actions=config.actions_per_round,
+        later=(config.rounds - item.index - 1) * config.actions_per_round,
+    )
+
+
+def test_actions_are_the_rules_choice_from_pooled_evidence(finished: tuple[Path, EvolutionRecord]) -> None:
+    _, record = finished
+    for item in record.rounds:
+        chosen = [(change.kind, change.target) for change in _chosen(item, record.architecture, CONFIG)]
+        assert [(action.kind, action.target) for action in item.actions] == chosen
+    first, second = record.rounds
+    known = earlier_evidence(first.scores)
+    own = {f"{s.action} {s.unit}": Estimate(s.difference, s.standard_error, s.n) for s in second.scores}
+    assert second.drift == pytest.approx(drift_variance(known, own) ** 0.5)
+    assert earlier_evidence(second.scores) == pooled(known, own, drift_variance(known, own))
+
+
+def test_rounds_are_parts_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, draws and learning rate go on over the rounds; units are skipped in all of them but the last."""
+    seen: list[tuple[int, list[int], float]] = []
+    original = SkippingLoss.__call__
+
+    def watched(loss: SkippingLoss, model: Any, batch: Any) -> Any:
+        terms = original(loss, model, batch)
+        seen.append((batch.iteration, batch.indices.tolist(), float(terms["skipped_units"])))
+        return terms
+
+    monkeypatch.setattr(SkippingLoss, "__call__", watched)
+    training = CONFIG.training.model_copy(update={"iterations": 8, "warmup_iterations": 0})
+    config = CONFIG.model_copy(update={"training": training, "drop_probability": 0.5})
+    record = _run(tmp_path, None, config)
+    assert [item.trained_iterations for item in record.rounds] == [4, 4]
+    assert [iteration for iteration, _, _ in seen] == list(range(8))
+    stream = epoch_indices(samples=12, start=0, count=16, seed=0).tolist()
+    assert [index for _, indices, _ in seen for index in indices] == stream
+    rows = [row for item in record.rounds for row in item.curve]
+    assert [row["iteration"] for row in rows] == list(range(1, 9))
+    assert [row["learning_rate"] for row in rows] == [
+        1e-3 * learning_rate_factor(i, training) for i in range(8)
+    ]
+    skipped = [count for _, _, count in seen]
+    assert min(skipped[:4]) >= 3 and skipped[4:] == [0.0] * 4  # of about thirty units, half
+
+
+def test_once_the_budget_is_met_what_pays_is_swapped(tmp_path: Path) -> None:
+    changes = {"latency_budget": 1.0, "confidence": 0.0, "rounds": 1, "actions_per_round": 2}
+    config = CONFIG.model_copy(update=changes)
+    record = _run(tmp_path, None, config)
+    (first,) = record.rounds
+    assert {score.action for score in first.scores} == {"remove", "copy"}
+    assert first.actions and first.predicted_after <= record.base_latency
+    chosen = [(change.kind, change.target) for change in _chosen(first, record.architecture, config)]
+    assert [(action.kind, action.target) for action in first.actions] == chosen
+    assert record.architecture.copied
 
 
 def test_running_again_reuses_every_round(finished: tuple[Path, EvolutionRecord]) -> None:
@@ -90,28 +176,30 @@ class _StoppingScorer(BrightnessScorer):
 
 
 def test_an_interrupted_evolution_ends_as_an_uninterrupted_one(
-    finished: tuple[Path, EvolutionRecord], tmp_path: Path
+    finished: tuple[Path, EvolutionRecord], scorer: BrightnessScorer, tmp_path: Path
 ) -> None:
     _, record = finished
-    total = 0
-    for last in (20, 60):  # within the first round's probes, and within the second's
-        scorer = _StoppingScorer(last)
+    in_one_go, total = scorer.pictures, 0
+    for last in (20, scorer.pictures - 10):  # within the first round's probes, and within the last one's
+        stopping = _StoppingScorer(last - total)
         with pytest.raises(Interrupted):
-            _run(tmp_path, scorer)
-        total += scorer.pictures
+            _run(tmp_path, stopping)
+        total += stopping.pictures
     rest = BrightnessScorer()
     again = _run(tmp_path, rest)
     assert again.identity() == record.identity()
-    probes = sum(len(item.scores) + 1 for item in record.rounds)
-    assert total + rest.pictures == 2 * probes
+    assert total + rest.pictures == in_one_go
 
 
 def test_damaged_weights_of_a_round_are_not_used(
-    finished: tuple[Path, EvolutionRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: tuple[Path, EvolutionRecord],
+    scorer: BrightnessScorer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     _, record = finished
     with pytest.raises(Interrupted):
-        _run(tmp_path, _StoppingScorer(80))
+        _run(tmp_path, _StoppingScorer(scorer.pictures - 10))
     (path,) = tmp_path.glob("**/round_0/unet/*.safetensors")
     data = bytearray(path.read_bytes())
     data[-3000] ^= 0x40
@@ -164,3 +252,16 @@ def test_removed_blocks_are_gone_from_the_saved_config(finished: tuple[Path, Evo
             unet.block(block)
     assert names < set(EvolvedUNet.from_unet(tiny_unet()).state_dict())
     assert unet.geometry()["block_out_channels"] == TINY_CONFIG["block_out_channels"]
+
+
+def test_macs_decide_where_they_are_told_to_whatever_the_table_says(
+    finished: tuple[Path, EvolutionRecord],
+) -> None:
+    _, record = finished
+    base = tiny_base()
+    counted = latency_profile.count(base, LatencyProfileConfig(backend="macs"))
+    measured = counted.model_copy(update={"backend": "torch-cpu", "unit": "ms", "whole": 3.0})
+    by_macs = CONFIG.model_copy(update={"decide_by": "macs"})
+    assert architecture_evolution.deciding_table(base, measured, by_macs) == counted
+    assert architecture_evolution.deciding_table(base, measured, CONFIG) is measured
+    assert (record.latency_unit, record.latency_table) == ("MAC", counted.identity())

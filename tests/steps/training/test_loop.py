@@ -18,7 +18,7 @@ from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import Part, TrainingOutcome, train
 from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
 
@@ -297,3 +297,26 @@ def test_a_hook_sees_the_averaged_weights_and_leaves_the_training_alone(tmp_path
     assert_equal(alone, watched)
     for name, value in watched.model.state_dict().items():
         assert torch.equal(seen[-1][name], value)
+
+
+def test_a_part_warms_up_at_its_start_and_has_the_learning_rate_of_the_whole() -> None:
+    config = TrainingConfig(iterations=100, warmup_iterations=3)
+    factors = [learning_rate_factor(i, config, 40) for i in range(40, 50)]
+    assert factors[0] == pytest.approx(0.25 * learning_rate_factor(40, config))
+    assert factors[3:] == [learning_rate_factor(i, config) for i in range(43, 50)]
+
+
+def test_a_part_sees_the_data_and_iterations_of_the_whole_and_continues_exactly(tmp_path: Path) -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def watched(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        seen.append((batch.iteration, batch.indices.tolist()))
+        return regression(model, batch)
+
+    whole = run(tmp_path / "whole", CONFIG, watched)
+    straight = seen[10:25]
+    seen.clear()
+    part = run(tmp_path / "part", Part(CONFIG, range(10, 25)), watched)
+    assert seen == straight
+    assert part.iterations == 15 < whole.iterations
+    assert [row["iteration"] for row in part.curve][-1] == 25.0
