@@ -6,7 +6,7 @@ run id), so that the same work done twice has the same identity and the stage ca
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import Any, ClassVar, Self
 
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Immutable model that refuses unknown keys.
+    """Immutable model that refuses unknown keys, and numbers that are not finite.
 
     Subclasses name in `volatile` the fields that say nothing about what was or will be made, such as wall time, the
     interval of checkpoints or the place of a file: they are in no identity and in no cache key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     volatile: ClassVar[frozenset[str]] = frozenset()
 
     def meaning(self, *, without: Collection[str] = ()) -> dict[str, Any]:
@@ -93,10 +93,6 @@ class Interval(Frozen):
     n: int
     unit: str = ""
 
-    def overlaps(self, other: "Interval") -> bool:
-        """True when the two intervals share a point: the difference is not decidable at this n."""
-        return self.low <= other.high and other.low <= self.high
-
 
 class Provenance(Frozen):
     """Where and when a record was made. Never part of an identity.
@@ -115,15 +111,21 @@ class Provenance(Frozen):
     versions: dict[str, str] = {}
 
 
+class NewerRecord(ValueError):
+    """A record of a newer version than this program reads."""
+
+
 class Record(Frozen):
     """Base of all records: what a stage leaves behind.
 
     `parents` are identity hashes of the inputs, `config` is the `meaning` of the stage's own configuration section.
-    Subclasses set `schema_name` and `schema_version`.
+    Subclasses set `schema_name` and, when their fields change, raise `schema_version`; `upgrades` then holds, for each
+    older version, what makes a record's JSON object one of the version after it.
     """
 
     schema_name: ClassVar[str] = "snapfusion.record"
     schema_version: ClassVar[int] = 1
+    upgrades: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance"})
 
     stage: str
@@ -137,16 +139,41 @@ class Record(Frozen):
         return content_hash({"schema": self.schema_name, "version": self.schema_version, **self.meaning()})
 
     def to_json(self) -> str:
-        """Readable JSON with `schema` and `version` first; `artifacts_schema.readers.read_record` reads it back."""
+        """Readable JSON with `schema` and `version` first; `from_json` reads it back."""
         head = {"schema": self.schema_name, "version": self.schema_version}
         return json.dumps({**head, **self.model_dump(mode="json")}, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read a record of this class, of this version or an older one. Raises ValueError for anything else."""
-        from artifacts_schema.readers import read_record  # it imports this module
+        return cls.from_payload(json_object(text))
 
-        record = read_record(text)
-        if not isinstance(record, cls):
-            raise ValueError(f"expected {cls.schema_name}, found {record.schema_name}")
-        return record
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Self:
+        """As `from_json`, of the parsed object. Raises NewerRecord, a ValueError, when a newer program has written it."""
+        fields = dict(payload)
+        schema, version = fields.pop("schema", None), fields.pop("version", None)
+        if schema != cls.schema_name:
+            raise ValueError(f"expected {cls.schema_name}, found {schema}")
+        if not isinstance(version, int):
+            raise ValueError(f"{schema} has the version {version!r}; it must be an integer")
+        if version > cls.schema_version:
+            raise NewerRecord(
+                f"{schema} version {version} is newer than this program reads ({cls.schema_version}); update it"
+            )
+        for step in range(version, cls.schema_version):
+            if step not in cls.upgrades:
+                raise ValueError(f"{schema} version {step} has no reader")
+            try:
+                fields = cls.upgrades[step](fields)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{schema} version {step} lacks what it must have: {error}") from error
+        return cls.model_validate(fields)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError for anything else."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("a record is a JSON object")
+    return found

@@ -95,7 +95,7 @@ class ComponentReport(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.component"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "cost"})
 
     component: Component
@@ -187,7 +187,7 @@ class BundleManifest(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.bundle"
-    schema_version: ClassVar[int] = 4
+    schema_version: ClassVar[int] = 1
 
     components: dict[str, BundleComponent]
     complete: bool

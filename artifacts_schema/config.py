@@ -15,9 +15,19 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
 
+_MOST = 10**9  # every number has a range: one that was mistyped is told of before anything runs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=_MOST)]
+NotNegative = Annotated[float, Field(ge=0.0, le=_MOST)]
+Decibel = Annotated[float, Field(ge=0.0, le=200.0)]  # float32 itself has some 140
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+CountOrZero = Annotated[int, Field(ge=0, le=_MOST)]
+GuidanceScale = Annotated[float, Field(ge=1.0, le=100.0)]  # 1: none
+Weight = Annotated[float, Field(ge=0.0, le=100.0)]  # of a term in a loss
+Device = Literal["auto", "cpu", "cuda"]
+
+KEPT_PICTURES = 64
+"""So many pictures of every evaluated point are kept, for the report; all others are only measured."""
 
 
 class TrainingConfig(Frozen):
@@ -25,20 +35,21 @@ class TrainingConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"checkpoint_interval_s", "log_interval"})
 
-    iterations: Annotated[int, Field(ge=0)] = 100  # ours
+    iterations: CountOrZero = 100  # ours
     batch_size: Count = 32  # ours; P: 2,048
     accumulation: Count = 1  # micro-batches per optimizer step
-    learning_rate: Positive = 1e-4  # ours
-    warmup_iterations: Annotated[int, Field(ge=0)] = 10  # ours
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4  # ours
+    warmup_iterations: CountOrZero = 10  # ours
     schedule: Literal["constant", "cosine"] = "cosine"  # ours
     cosine_iterations: Count | None = (
         None  # the last ones, which the cosine takes; None: all after the warm-up
     )
     final_learning_rate_fraction: Fraction = 0.05  # where the cosine ends, ours
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # P section 5
-    adam_beta2: Fraction = 0.999  # AdamW's own default
+    weight_decay: NotNegative = 0.01  # P section 5
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999  # AdamW's own default
     gradient_clip: Positive = 1.0  # BK-SDM, diffusers
     ema_decay: Fraction = 0.999  # upper bound of min(decay, (1+n)/(10+n)), ours
+    held_out_checks: Annotated[int, Field(ge=1, le=1000)] = 2  # after the start's, the last at the end
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
     checkpoint_interval_s: Positive = 60.0
     log_interval: Count = 10
@@ -48,18 +59,18 @@ class RunConfig(Frozen):
     """What names and seeds a run."""
 
     name: str = "openmoji"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: CountOrZero = 0
     smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
 
 
 class ComputeConfig(Frozen):
     """Where the stages run."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: the cores shared out over the tasks at once
+    device: Device = "auto"
+    threads: CountOrZero = 0  # 0: the cores shared out over the tasks at once
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
-    price_per_hour: Annotated[float, Field(ge=0.0)] = 0.0  # of one machine, in any currency; 0: no cost shown
+    price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
 
 
 class StoreConfig(Frozen):
@@ -148,7 +159,7 @@ class VelocityFinetuningConfig(Frozen):
     """`velocity_finetuning`."""
 
     training: TrainingConfig = TrainingConfig()
-    base_velocity_weight: Annotated[float, Field(ge=0.0)] = 0.1  # ours, docs/method.md
+    base_velocity_weight: Weight = 0.1  # ours, docs/method.md
     base_velocity_min_alpha: Fraction = 0.3  # below, the base's eps error would become the target
     caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch, as in SD's own training
 
@@ -166,7 +177,9 @@ class ArchitectureEvolutionConfig(Frozen):
     """`architecture_evolution` (P Algorithm 1)."""
 
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
-    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's table latency, ours
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = (
+        0.5  # of the base UNet's table latency, ours
+    )
     rounds: Count = 3
     actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
     probe_captions: Count = 16  # P: 2,000
@@ -182,13 +195,11 @@ class StepDistillationConfig(Frozen):
     intermediate_steps: Count = 16  # P; the first teachers run on the grid of twice as many
     final_steps: Count = 8  # P
     cfg_probability: Fraction = 0.1  # P Fig. 7
-    cfg_range: tuple[Positive, Positive] = (2.0, 14.0)  # P section 4
-    gamma: Annotated[float, Field(ge=0.0)] = 0.2  # P section 5.2, dynamic
+    cfg_range: tuple[GuidanceScale, GuidanceScale] = (2.0, 14.0)  # P section 4
+    gamma: Weight = 0.2  # P section 5.2, dynamic
     caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
-    validation_captions: Annotated[int, Field(ge=0)] = (
-        8  # student against teacher, before and after; 0: not measured
-    )
-    validation_guidance_scale: Positive = 3.0  # ours
+    validation_captions: Annotated[int, Field(ge=1, le=10_000)] = 32  # of every held-out check, ours
+    validation_guidance_scale: GuidanceScale = 3.0  # ours
 
     def meaning_for(self, *, cfg_aware: bool) -> dict[str, Any]:
         """What a distillation depends on: without the guided loss nothing of its guidance."""
@@ -211,18 +222,29 @@ class DistillationStageConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
 
 
+class Student16Config(DistillationStageConfig):
+    """`student_16`. Its teacher is named by the stage that it comes from: the evolved UNet itself, or the full one."""
+
+    teacher: Literal["architecture_evolution", "velocity_finetuning"] = (
+        "architecture_evolution"  # P section 4
+    )
+
+
 class DecoderDistillationConfig(Frozen):
     """`decoder_distillation`."""
 
     training: TrainingConfig = TrainingConfig()
-    pool_size: Count = 128  # latents generated by the base
-    ddim_steps: Count = 50  # P B.2
-    guidance_scale: Positive = 3.0  # ours: paper gives none
-    width_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # P section 3.2
+    pool_size: Annotated[int, Field(ge=2, le=10**8)] = 128  # latents generated by the base
+    ddim_steps: Annotated[int, Field(ge=1, le=1000)] = 50  # P B.2
+    guidance_scale: GuidanceScale = 3.0  # ours: paper gives none
+    width_fraction: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5  # P section 3.2
 
 
 class EvaluationConfig(Frozen):
-    """`evaluation` and `real_pictures`. The evaluators count by what is in their folders, the steps by variant."""
+    """`guidance_selection`, `evaluation` and `real_pictures`.
+
+    The evaluators count by what is in their folders, the steps by variant.
+    """
 
     volatile: ClassVar[frozenset[str]] = frozenset(
         {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
@@ -241,11 +263,14 @@ class EvaluationConfig(Frozen):
         "student_8",
         "student_8_small_decoder",
     )
-    guidance_scales: tuple[Positive, ...] = (3.0,)
-    pictures: Count = 64  # per variant and guidance scale
+    guidance_scales: tuple[Positive, ...] = Field(
+        (3.0,), min_length=1
+    )  # one is chosen per variant, on validation
+    validation_pictures: Count = 64  # per variant and guidance scale, where there is a choice
+    pictures: Count = 64  # per variant
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
-    grid_pictures: Count = 16
+    grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = 16
 
     @model_validator(mode="after")
     def _inception_has_a_file(self) -> Self:
@@ -260,14 +285,14 @@ class ProgramCheckConfig(Frozen):
     volatile: ClassVar[frozenset[str]] = frozenset({"pictures", "min_image_psnr_db"})  # of the bundle
 
     captions: Count = 4  # of the validation split, with their latents, ours
-    timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    timesteps: tuple[CountOrZero, ...] = Field(
         (999, 499, 124), min_length=1
     )  # ours: first, middle and last of the 8-step grid
-    min_exact_db: float = 65.0  # ours: measured 75 to 110 dB, a fault of the conversion gives less than 50
-    min_rounded_db: float = 50.0  # ours; Apple's own converter asks for 35 dB
-    max_loss_db: float = 3.0  # ours: against torch with float16 weights and results
+    min_exact_db: Decibel = 65.0  # ours: measured 75 to 110 dB, a fault of the conversion gives less than 50
+    min_rounded_db: Decibel = 50.0  # ours; Apple's own converter asks for 35 dB
+    max_loss_db: Decibel = 3.0  # ours: against torch with float16 weights and results
     pictures: Count = 4  # drawn with the whole bundle
-    min_image_psnr_db: float = 30.0  # ours: of the worst picture against torch's
+    min_image_psnr_db: Decibel = 30.0  # ours: of the worst picture against torch's
 
 
 class CoremlExportConfig(Frozen):
@@ -301,8 +326,8 @@ class CoremlCompressionConfig(Frozen):
         "palette_6",
         "palette_4",
     )  # ours: of each component; none: nothing is compressed. "mixed" needs "palette_6" before it
-    min_image_psnr_db: float = 30.0  # ours: of the worst picture against torch's, as for the export
-    max_clip_drop: float = 0.01  # ours: mean cosine of the signal evaluator
+    min_image_psnr_db: Decibel = 30.0  # ours: of the worst picture against torch's, as for the export
+    max_clip_drop: Annotated[float, Field(ge=0.0, le=2.0)] = 0.01  # ours: mean cosine of the signal evaluator
     smallest_weight: Count = 2048  # numbers; smaller weights stay as they are
 
     @model_validator(mode="after")
@@ -335,7 +360,7 @@ class SnapFusionConfig(Frozen):
     architecture_evolution: ArchitectureEvolutionConfig = ArchitectureEvolutionConfig()
     step_distillation: StepDistillationConfig = StepDistillationConfig()
     teacher_16: DistillationStageConfig = DistillationStageConfig()
-    student_16: DistillationStageConfig = DistillationStageConfig()
+    student_16: Student16Config = Student16Config()
     student_8: DistillationStageConfig = DistillationStageConfig()
     decoder_distillation: DecoderDistillationConfig = DecoderDistillationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

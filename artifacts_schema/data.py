@@ -74,7 +74,7 @@ class PreparedDataRef(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.prepared_data"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
 
     stage: str = "start"
     source: str

@@ -9,11 +9,12 @@ TOO_FEW_PICTURES = 64
 
 
 class GuidancePoint(Frozen):
-    """One variant at one guidance scale.
+    """Pictures at one guidance scale (1 for real ones).
 
     Distances are to the real pictures of the split, smaller is better; `clip_score` is the mean cosine of picture and
-    caption by the measuring evaluator, larger is better; `retrieval_top1` is the share of pictures whose own caption is
-    the nearest among `retrieval_candidates`.
+    caption, larger is better; `retrieval_top1` is the share of pictures whose own caption is the nearest among
+    `retrieval_candidates`. `seed_diversity` is the mean distance of features between pictures of one caption over that
+    between captions, None where each is drawn once. Intervals (95 %) know which pictures are of one group.
     """
 
     guidance_scale: float
@@ -22,44 +23,75 @@ class GuidancePoint(Frozen):
     clip_score: Interval
     retrieval_top1: Interval
     retrieval_candidates: int
+    seed_diversity: float | None = None
     images: (
-        ObjectRef  # safetensors: "images" uint8 (n, 3, H, W), "features" (n, d), "clip" (n,), "caption" (n,)
+        # safetensors: "features" (n, d), "clip" (n,), "caption" (n,), and "images" uint8 (k, 3, H, W), the first k of n
+        ObjectRef
     )
 
 
-class RealPicturesRecord(Record):
-    """Left by `real_pictures`: the split's own pictures, which every variant is measured against.
+class RealSplit(Frozen):
+    """The real pictures of one split: the reference that distances are measured to, and what real ones themselves get.
 
-    `point` is how real pictures of the evaluated captions do beside real pictures of the train split.
+    Where every caption has several pictures, half of them are the reference and the others `point`; else the captions
+    are halved for `point`, and all are the reference. `captions` are those of the reference, `sha256` is over captions
+    and pixels of all of them.
+    """
+
+    features: ObjectRef  # safetensors: "features" (m, d) of the reference
+    captions: tuple[str, ...]
+    point: GuidancePoint
+    point_captions: tuple[str, ...]
+    sha256: str
+
+
+class RealPicturesRecord(Record):
+    """Left by `real_pictures`: the splits' own pictures, which every variant is measured against.
+
+    `validation` is scored by the evaluator that may guide decisions, `test` by the one that only measures.
     """
 
     schema_name: ClassVar[str] = "snapfusion.real_pictures"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
 
-    point: GuidancePoint
-    features: ObjectRef  # safetensors: "features" (pictures of the split, d)
+    splits: dict[str, RealSplit]
+
+
+class GuidanceRecord(Record):
+    """Left by `guidance_selection` for one variant: its curve on the validation split, and the scale it is drawn at.
+
+    A run with one scale draws no curve.
+    """
+
+    schema_name: ClassVar[str] = "snapfusion.guidance"
+    schema_version: ClassVar[int] = 1
+
+    variant: str
+    guidance_scale: float
+    points: tuple[GuidancePoint, ...] = ()
     protocol: dict[str, Any]
 
 
 class EvaluationRecord(Record):
-    """Left by `evaluation` for one variant.
+    """Left by `evaluation` for one variant, at the guidance scale that was chosen for it.
 
-    `protocol` is everything two records must share before they may be compared: split, pictures, features, evaluator,
-    data, seed. `real` is the same measurement of real pictures against other real pictures, at the same n.
+    `protocol` is everything two records must share before they may be compared: captions and real pictures of the
+    split, how many are drawn, from which noise, what measures them. Neither the data a model was trained on nor the
+    scales that were tried are part of it.
     """
 
     schema_name: ClassVar[str] = "snapfusion.evaluation"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "seconds_per_picture"})
 
     variant: str
     title: str
     sampler: str
     steps: int
-    points: tuple[GuidancePoint, ...]
-    real: GuidancePoint
+    point: GuidancePoint
+    real: RealSplit
     pictures: int
-    captions: tuple[str, ...]  # of the pictures; in version 1 of those in the grid
+    captions: tuple[str, ...]  # of the pictures
     protocol: dict[str, Any]
     seconds_per_picture: Measurement | None = None
 
@@ -75,16 +107,19 @@ class EvaluationRecord(Record):
 
 
 class VariantComparison(Frozen):
-    """Two variants at one guidance scale, on the same captions and noise.
+    """Two variants, each at its own guidance scale, on the same captions and noise.
 
-    `distance_ratio` is other over reference (1 is equal, below 1 the other is better), `clip_difference` other minus
-    reference (paired). A verdict is only given where the 95 % interval excludes equality.
+    `distance_ratio` is other over reference (1 is equal, below 1 the other is better; None where the reference's
+    distance is not above 0 by enough to divide by), differences are other minus reference, all paired. A verdict is
+    only given where the 95 % interval excludes equality.
     """
 
     reference: str
     other: str
-    guidance_scale: float
+    reference_scale: float
+    other_scale: float
     distance_difference: Interval
+    distance_ratio: Interval | None
     clip_difference: Interval
     distance_verdict: str
     clip_verdict: str

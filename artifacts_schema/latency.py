@@ -86,19 +86,6 @@ class LatencyTable(Record):
             for name, row in parts.items()
         }
 
-    def protocol(self) -> dict[str, object]:
-        """What two tables must share before their numbers may be set side by side."""
-        return {
-            "backend": self.backend,
-            "device": self.device,
-            "threads": self.threads,
-            "dtype": self.dtype,
-            "batch": self.batch,
-            "model": self.model,
-            "latent_shape": self.latent_shape,
-            "tokens": self.tokens,
-        }
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if "unet" not in self.rows:

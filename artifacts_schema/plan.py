@@ -13,7 +13,7 @@ InputName = Literal[
 
 
 class RunPlan(Record):
-    """The checked inputs of a run: base folder in the store, prepared data, and where results will be put.
+    """The checked inputs of a run: base folder in the store, and prepared data.
 
     `raw_data` is what the data were prepared from; it stands here and not in `data`, whose identity every later stage
     is keyed by and which is the same when other files give the same pictures. `estimates` holds what one latent costs
@@ -21,8 +21,8 @@ class RunPlan(Record):
     """
 
     schema_name: ClassVar[str] = "snapfusion.run_plan"
-    schema_version: ClassVar[int] = 3
-    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "store_root", "output", "estimates"})
+    schema_version: ClassVar[int] = 1
+    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "estimates"})
 
     base: FolderRef
     base_identity: str
@@ -34,8 +34,6 @@ class RunPlan(Record):
     signal_clip: FolderRef | None = None
     measure_clip: FolderRef | None = None
     inception: ObjectRef | None = None
-    store_root: str = ""
-    output: str = ""
     estimates: dict[str, float] = {}
 
     def identity_of(self, name: InputName) -> str:

@@ -1,15 +1,17 @@
 """Configuration of the embedded base model and its evaluators, made by `flows/pretrain_flow.py`."""
 
 import tomllib
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from artifacts_schema.base import Frozen
 from artifacts_schema.config import (
     Count,
+    CountOrZero,
     Fraction,
     InvalidConfig,
+    NotNegative,
     RobustTrainingConfig,
     TrainingConfig,
     VelocityFinetuningConfig,
@@ -19,7 +21,7 @@ from artifacts_schema.config import (
 class ClipModelConfig(Frozen):
     """One OpenCLIP model: a small vision transformer and a causal text transformer."""
 
-    seed: int
+    seed: CountOrZero
     embed_dim: Count = 128
     patch_size: Count = 8
     vision_width: Count = 128
@@ -34,19 +36,19 @@ class ClipModelConfig(Frozen):
 class AutoencoderConfig(Frozen):
     """The AutoencoderKL, f = 2 ** (levels - 1)."""
 
-    seed: int
+    seed: CountOrZero
     widths: tuple[Count, ...] = (32, 64, 96)
     norm_groups: Count = 8
-    l1_weight: Annotated[float, Field(ge=0)] = 0.3
-    gradient_weight: Annotated[float, Field(ge=0)] = 0.2  # keeps outlines sharp without an adversary
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+    l1_weight: NotNegative = 0.3
+    gradient_weight: NotNegative = 0.2  # keeps outlines sharp without an adversary
+    kl_weight: NotNegative = 1e-4
     training: TrainingConfig
 
 
 class UNetConfig(Frozen):
     """The eps-prediction UNet, Stable Diffusion 1's topology."""
 
-    seed: int
+    seed: CountOrZero
     widths: tuple[Count, Count, Count, Count] = (32, 64, 96, 96)
     norm_groups: Count = 8
     heads: Count = 4
@@ -57,7 +59,7 @@ class UNetConfig(Frozen):
 class PretrainingConfig(Frozen):
     """Everything that makes `assets/`."""
 
-    seed: int = 0
+    seed: CountOrZero = 0
     image_size: Count = 64
     vocabulary: Count = 2048
     variants: Count = 16  # drawings of a caption, see DataConfig

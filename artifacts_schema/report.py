@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from artifacts_schema.base import Frozen, Measurement, Record
+from artifacts_schema.base import Frozen, Interval, Measurement, Record
 from artifacts_schema.evaluation import VariantComparison
 from artifacts_schema.references import ObjectRef
 
@@ -48,12 +48,13 @@ class StageSummary(Frozen):
 class RunReport(Record):
     """Everything that identifies a run's result; `report.json` is this record.
 
+    `quality` are the published numbers of the student against the base, with intervals.
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
     data, code and configuration (`python -m flows.commands.trace`). `code` is None where it is not known.
     """
 
     schema_name: ClassVar[str] = "snapfusion.report"
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 1
     volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "code", "stages", "folder"})
 
     name: str
@@ -62,6 +63,7 @@ class RunReport(Record):
     inputs: dict[str, str]
     code: CodeVersion | None = None
     headline: dict[str, float]
+    quality: dict[str, Interval] = {}  # those of the headline that have a 95 % interval
     evaluations: tuple[dict[str, Any], ...] = ()
     comparisons: tuple[VariantComparison, ...] = ()
     stages: tuple[StageSummary, ...] = ()

@@ -32,7 +32,8 @@ from steps.stages import latency_profile
 from steps.store.local import LocalStore
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import full_spec
-from steps.unet.evolved import EvolvedUNet, build
+from steps.unet.conversion import build
+from steps.unet.evolved import EvolvedUNet
 
 logger = logging.getLogger(__name__)
 _RESAMPLES = 2000

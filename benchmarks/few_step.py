@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,21 +29,20 @@ from artifacts_schema.config import (
 from artifacts_schema.data import PreparedDataRef
 from benchmarks.few_step_metrics import REFERENCE, Measured, metrics, picture_grid
 from benchmarks.published import ROOT, publish, result
+from benchmarks.setting import TestCaptions, begin, parser_for, velocity_unet
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.losses import Sampling
 from steps.diffusion.parameterization import PredictionType
-from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
+from steps.diffusion.sampler import Sampler, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.distances import kernel_block_means
-from steps.evaluation.features import load_features
+from steps.evaluation.distances import clustered_mean
 from steps.files.progress import TerminalProgress
-from steps.inputs.context import StageContext, configure_torch, select_device
+from steps.inputs.context import StageContext, select_device
 from steps.models.base import load_base
 from steps.models.base_folder import folder_identity
-from steps.models.clip import ClipScorer
 from steps.stages.step_distillation import distil
 from steps.store import LocalStore
-from steps.training.randomness import epoch_indices, keyed_normal, spawn
+from steps.training.randomness import spawn
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +60,7 @@ class Variant:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", type=Path, default=ROOT / "assets/base", help="diffusers folder")
-    parser.add_argument(
-        "--velocity", type=Path, default=ROOT / "assets/warm_starts/velocity", help="v UNet folder"
-    )
-    parser.add_argument("--clip", type=Path, default=ROOT / "assets/evaluators/openclip_measure")
+    parser = parser_for(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / ".snapfusion/benchmarks/few_step")
     parser.add_argument(
         "--students", type=int, nargs="+", default=[8, 4, 2], help="steps, each half of the last"
@@ -85,9 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--pictures", type=int, default=256)
     parser.add_argument("--data-limit", type=int, help="at most so many pictures per split")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--grid", type=Path, help="PNG with a row per variant")
     return parser.parse_args()
 
@@ -97,18 +84,12 @@ class FewStep:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        compute = ComputeConfig(threads=options.threads)
-        configure_torch(compute)
-        self.device = select_device(compute)
+        self.device = select_device(ComputeConfig())
         self.store = LocalStore(options.work / "store")
         self.base = load_base(options.base)
         self.schedule = NoiseSchedule.from_config(self.base.scheduler_config)
         self.data = self.prepared_data()
-        self.indices = epoch_indices(
-            samples=self.data.size("test"), start=0, count=options.pictures, seed=options.seed
-        )
-        captions = self.data.captions("test")
-        self.captions = [captions[index] for index in self.indices.tolist()]
+        self.test = TestCaptions(self.base, self.data, options, noise="few step", count=options.pictures)
 
     def prepared_data(self) -> PreparedData:
         """The base's data, prepared once per base and limit."""
@@ -156,6 +137,7 @@ class FewStep:
             teacher.to(self.device),
             student.requires_grad_(True).to(self.device),
             Sampling(self.data, self.schedule, shared.caption_dropout, self.device),
+            self.base.latent_shape,
             shared,
             DistillationStageConfig(training=training),
             context,
@@ -186,10 +168,7 @@ class FewStep:
 
     def variants(self) -> list[Variant]:
         """Reference, students, and plain sampling of the v UNet (DDIM) and of the base (DPM-Solver++)."""
-        velocity = UNet2DConditionModel.from_pretrained(
-            self.options.velocity, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
-        )
-        velocity.eval().requires_grad_(False).to(self.device)
+        velocity = velocity_unet(self.options).to(self.device)
         base = self.base.unet.to(self.device)
         kind = self.base.prediction_type
         variants = [
@@ -214,16 +193,13 @@ class FewStep:
         )
         if path.is_file():
             return load_file(path)["latents"]
-        numbers = torch.arange(options.pictures)
         progress = TerminalProgress()
         progress.start(variant.name, options.pictures)
         latents = sample_latents(
             variant.unet,
             self.schedule,
-            noise=keyed_normal(
-                self.base.latent_shape, seed=options.seed, name="few step", iteration=0, indices=numbers
-            ),
-            embeddings=self.data.embeddings("test", self.indices),
+            noise=self.test.noise,
+            embeddings=self.test.embeddings,
             empty_embedding=self.data.empty_embedding,
             steps=variant.steps,
             guidance_scale=options.guidance,
@@ -240,24 +216,17 @@ class FewStep:
 
 def measure(run: FewStep, variants: Sequence[Variant]) -> dict[str, Measured]:
     """Draw and measure every variant."""
-    clip, features = ClipScorer.load(run.options.clip), load_features("efficientnet_lite0")
-    real = features(run.data.images("test", torch.arange(run.data.size("test")))).numpy()
     reference = run.draw(variants[0])
-    vae = run.base.vae.to(run.device)
+    run.base.vae.to(run.device)
     measured = {}
     for variant in variants:
         latents = run.draw(variant)
-        pictures = decode_latents(vae, latents, scaling_factor=run.base.scaling_factor)
-        error = (latents - reference).square().flatten(1).mean(1)
-        blocks = kernel_block_means(features(pictures).numpy(), real, seed=spawn(run.options.seed, "blocks"))
-        measured[variant.name] = Measured(
-            pictures,
-            error.double().numpy(),
-            clip.scores(pictures, run.captions).double().numpy(),
-            np.asarray(blocks),
-        )
+        judged = run.test.judge(latents)
+        errors = (latents - reference).square().flatten(1).mean(1).double().numpy()
+        error, clip = (clustered_mean(values, run.test.groups) for values in (errors, judged.clip))
+        measured[variant.name] = Measured(judged.pictures, error, clip, judged.distance)
         logger.info(
-            "%s: squared error %.4f, kernel distance %.4f", variant.name, error.mean(), np.mean(blocks)
+            "%s: squared error %.4f, kernel distance %.4f", variant.name, error.value, judged.distance.value
         )
     return measured
 
@@ -270,12 +239,12 @@ def _copy(model: Any) -> nn.Module:
 
 def main(parse: Callable[[], argparse.Namespace] = arguments) -> None:
     """Train, draw, measure, publish."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse()
+    begin(options)
     run = FewStep(options)
     variants = run.variants()
     measured = measure(run, variants)
-    rows = metrics(measured, options.students, options.seed)
+    rows = metrics(measured, options.students)
     publish(result(rows, module="benchmarks.few_step", seed=options.seed), options.json)
     if options.grid is not None:
         names = [REFERENCE] + [

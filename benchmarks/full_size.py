@@ -62,11 +62,12 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 def export(folder: Path, options: argparse.Namespace, component: Component, architecture: str) -> None:
     """One component, checked; leaves its report."""
     from benchmarks.random_sd15 import random_pictures, stored
+    from steps.export.components import COMPONENTS
     from steps.inputs.context import StageContext
     from steps.models.base import load_base
-    from steps.stages.coreml_export import NEEDED_WEIGHTS, export_component
+    from steps.stages.coreml_export import export_component
 
-    base = load_base(folder / "base", only=NEEDED_WEIGHTS[component])
+    base = load_base(folder / "base", only=COMPONENTS[component].needs)
     context = StageContext(stage="coreml_export", store=_store(folder), work=folder / "work", seed=_SEED)
     context.work.mkdir(exist_ok=True)
     # Measured without gates, held against them afterwards: a ratio that misses one is a result, too.
@@ -76,14 +77,14 @@ def export(folder: Path, options: argparse.Namespace, component: Component, arch
     config = CoremlExportConfig(
         program_check=gates, batch_size=options.batch_size, chunked_unet=options.chunked
     )
+    weights = {"unet": architecture} | ({"vae_decoder": "small_decoder"} if options.small_decoder else {})
     report = export_component(
         component,
         base,
-        stored(folder, architecture),
-        stored(folder, "small_decoder") if options.small_decoder else None,
         random_pictures(base, seed=_SEED),
         config,
         context,
+        weights=stored(folder, weights[component]) if weights.get(component) else None,
         prediction_type="v_prediction",
         model_id=f"random_{architecture}",
     )

@@ -30,9 +30,8 @@ from artifacts_schema.config import (
 from benchmarks.published import Metric, publish, result
 from steps.models.stored import save_model
 from steps.stages import architecture_evolution, latency_profile, robust_training
+from tests.factories import context, tiny_base, tiny_unet
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
-from tests.steps.latency.factories import context, tiny_base
-from tests.steps.unet.factories import tiny_unet
 
 TRAINING = TrainingConfig(
     iterations=24, batch_size=2, log_interval=3, learning_rate=1e-3, checkpoint_interval_s=1e-6

@@ -7,32 +7,24 @@ interpreter, and draws with the bundle. Nothing is trained. Nothing runs on Appl
 """
 
 import argparse
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diffusers import UNet2DConditionModel
-
-from artifacts_schema.bundle import BundleDrawing, Component, ComponentReport, DrawingScores
-from artifacts_schema.config import ComputeConfig, CoremlExportConfig, DataConfig, ProgramCheckConfig
-from artifacts_schema.references import WeightsRef
-from benchmarks.published import ROOT, Metric, publish, result
-from steps.data.prepared import PreparedData, prepare_data
-from steps.diffusion.schedule import NoiseSchedule
-from steps.export.samples import Pictures
+from artifacts_schema.bundle import BundleDrawing, ComponentReport, DrawingScores
+from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
+from benchmarks.exported import MIB, Shipped, picture_metric, single
+from benchmarks.published import Metric, publish, result
+from benchmarks.setting import begin, parser_for, prepared, velocity_unet
 from steps.files.progress import TerminalProgress
-from steps.inputs.context import StageContext, configure_torch, quiet_libraries
-from steps.models.base import BaseModel, load_base
+from steps.inputs.context import StageContext
+from steps.models.base import load_base
 from steps.models.clip import ClipScorer
 from steps.models.stored import save_model
 from steps.stages import bundle_drawing
-from steps.stages.coreml_export import assemble_bundle, export_component
 from steps.store import LocalStore
-
-_COMPONENTS: tuple[Component, ...] = ("text_encoder", "unet", "vae_decoder")
 
 
 @dataclass(frozen=True)
@@ -46,20 +38,11 @@ class Measured:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", type=Path, default=ROOT / "assets/base", help="diffusers folder")
-    parser.add_argument(
-        "--velocity", type=Path, default=ROOT / "assets/warm_starts/velocity", help="v UNet folder"
-    )
-    parser.add_argument("--clip", type=Path, default=ROOT / "assets/evaluators/openclip_measure")
+    parser = parser_for(__doc__)
     parser.add_argument("--captions", type=int, default=4, help="for parity and for pictures")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--target", choices=("iOS17", "iOS18"), default="iOS17")
     parser.add_argument("--attention", choices=("original", "split_einsum"), default="original")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--grid", type=Path, help="PNG: above torch's pictures, below the bundle's")
     parser.add_argument("--bundle", type=Path, help="keep the bundle in this folder")
     return parser.parse_args()
@@ -67,78 +50,35 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path) -> Measured:
     """Export, check and draw in the scratch `folder`."""
-    context = StageContext(
-        stage="program_check",
-        store=LocalStore(folder / "store"),
-        work=folder,
-        seed=0,
-        progress=TerminalProgress(),
-    )
+    store = LocalStore(folder / "store")
+    context = StageContext("program_check", store, folder, seed=0, progress=TerminalProgress())
     base = load_base(options.base)
-    data = _data(base, context, options.captions)
     config = CoremlExportConfig(
         minimum_deployment_target=options.target,
         attention=options.attention,
         program_check=ProgramCheckConfig(captions=options.captions, pictures=options.captions),
     )
-    unet = UNet2DConditionModel.from_pretrained(
-        options.velocity, use_safetensors=True, local_files_only=True
-    ).float()
-    unet_ref = save_model(context.store, unet, schema="diffusers.UNet2DConditionModel")
-    decoder_ref = save_model(context.store, base.vae, schema="diffusers.AutoencoderKL")
-    pictures = Pictures.of(data, options.captions)
-    reports = tuple(
-        export_component(
-            c, base, unet_ref, decoder_ref, pictures, config, context, prediction_type="v_prediction"
-        )
-        for c in _COMPONENTS
+    shipped = Shipped(
+        base,
+        prepared(base, store, max(options.captions, 8)),
+        save_model(store, velocity_unet(options), schema="diffusers.UNet2DConditionModel"),
+        save_model(store, base.vae, schema="diffusers.AutoencoderKL"),
     )
-    inputs: Any = SimpleNamespace(base=base, data=data, measure_clip=ClipScorer.load(options.clip))
+    inputs: Any = SimpleNamespace(base=base, data=shipped.data, measure_clip=ClipScorer.load(options.clip))
     drawings: list[BundleDrawing] = []
 
     def draw(bundle: Path) -> DrawingScores:
         drawings.append(
-            bundle_drawing.draw_beside_torch(bundle, inputs, unet_ref, decoder_ref, config, context)
+            bundle_drawing.draw_beside_torch(
+                bundle, inputs, config, context, unet_ref=shipped.unet, decoder_ref=shipped.decoder
+            )
         )
         return drawings[0].scores
 
-    _assemble(reports, base, config, context, options, weights=(unet_ref, decoder_ref), draw=draw)
-    return Measured(reports, drawings[0], context.store.path_of(drawings[0].grid).read_bytes())
-
-
-def _data(base: BaseModel, context: StageContext, captions: int) -> PreparedData:
-    """Enough of the embedded data for `captions` of the validation split."""
-    config = DataConfig(limit=max(captions, 8))
-    ref = prepare_data(base, config, context.store, progress=context.progress, project_root=ROOT)
-    return PreparedData.load(context.store, ref)
-
-
-def _assemble(  # noqa: PLR0913 - what a bundle is made of
-    reports: tuple[ComponentReport, ...],
-    base: BaseModel,
-    config: CoremlExportConfig,
-    context: StageContext,
-    options: argparse.Namespace,
-    *,
-    weights: tuple[WeightsRef, WeightsRef],
-    draw: Any,
-) -> None:
-    schedule = NoiseSchedule.from_config(base.scheduler_config)
-    assemble_bundle(
-        reports,
-        base.path,
-        context.store,
-        options.bundle or context.work / "bundle",
-        steps=options.steps,
-        guidance_scale=config.guidance_scale,
-        schedule=base.scheduler_config,
-        timesteps=schedule.grid(options.steps).tolist(),
-        prediction_type="v_prediction",
-        scaling_factor=base.scaling_factor,
-        weights={"unet": weights[0].sha256, "vae_decoder": weights[1].sha256},
-        attribution="",
-        draw=draw,
-    )
+    reports = shipped.components(config, context)
+    target = options.bundle or folder / "bundle"
+    shipped.bundle(reports, config, context, target, steps=options.steps, draw=draw)
+    return Measured(reports, drawings[0], store.path_of(drawings[0].grid).read_bytes())
 
 
 def metrics(measured: Measured) -> list[Metric]:
@@ -147,57 +87,39 @@ def metrics(measured: Measured) -> list[Metric]:
     for report in measured.reports:
         rows += _component(report)
     scores = measured.drawing.scores
-    psnr = scores.psnr_db
-    rows.append(
-        Metric(
-            "coreml.bundle.image_psnr_db",
-            psnr.median,
-            "dB",
-            psnr.n,
-            psnr.p10,
-            psnr.p90,
-            f"median, p10 to p90; the worst {scores.worst_psnr_db:.1f}",
-        )
-    )
+    rows.append(picture_metric("coreml.bundle.image_psnr_db", scores))
     for name in ("clip_score", "torch_clip_score", "clip_drop"):
-        rows.append(_one(f"coreml.bundle.{name}", getattr(scores, name), "cosine", scores.pictures))
+        rows.append(single(f"coreml.bundle.{name}", getattr(scores, name), "cosine", scores.pictures))
     return rows
 
 
 def _component(report: ComponentReport) -> list[Metric]:
     name, parity, cost = f"coreml.{report.component}", report.parity, report.cost
     rows = [
-        _one(f"{name}.size_mib", report.package.bytes / (1 << 20), "MiB"),
-        _one(f"{name}.convert_seconds", cost.trace_s + cost.convert_s + cost.save_s, "s"),
-        _one(f"{name}.check_seconds", cost.check_s, "s"),
-        _one(f"{name}.peak_gib", cost.peak_memory_bytes / (1 << 30), "GiB", note="of the whole process"),
+        single(f"{name}.size_mib", report.package.bytes / MIB, "MiB"),
+        single(f"{name}.convert_seconds", cost.trace_s + cost.convert_s + cost.save_s, "s"),
+        single(f"{name}.check_seconds", cost.check_s, "s"),
+        single(f"{name}.peak_gib", cost.peak_memory_bytes / (1 << 30), "GiB", note="of the whole process"),
     ]
     if parity is None:
         return rows
     count = sum(point.inputs for point in parity.points)
     rows += [
-        _one(f"{name}.psnr_exact_db", parity.exact_db, "dB", count, note=parity.quantity),
-        _one(f"{name}.psnr_rounded_db", parity.rounded_db, "dB", count, note=parity.quantity),
-        _one(f"{name}.largest_activation", parity.largest_activation, "", count, parity.largest_operation),
+        single(f"{name}.psnr_exact_db", parity.exact_db, "dB", count, note=parity.quantity),
+        single(f"{name}.psnr_rounded_db", parity.rounded_db, "dB", count, note=parity.quantity),
+        single(f"{name}.largest_activation", parity.largest_activation, "", count, parity.largest_operation),
     ]
     for point in parity.points:
         place = point.place.replace(" ", "").replace("=", "")
         for key, value in point.model_dump(exclude={"place", "inputs"}).items():
-            rows.append(_one(f"{name}.{place}.{key}", value, "dB", point.inputs, "the worst"))
+            rows.append(single(f"{name}.{place}.{key}", value, "dB", point.inputs, "the worst"))
     return rows
-
-
-def _one(name: str, value: float, unit: str, n: int = 1, note: str = "") -> Metric:
-    return Metric(name, value, unit, n, value, value, note)
 
 
 def main() -> None:
     """Parse, measure, publish."""
     options = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s")
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    quiet_libraries()
-    configure_torch(ComputeConfig(threads=options.threads))
+    begin(options)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(options, Path(folder))
     if options.grid:

@@ -8,39 +8,35 @@ sampler is restated here from its documented behaviour, see `dpm_of_apple`.
 """
 
 import argparse
-import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from artifacts_schema.base import Interval
-from artifacts_schema.config import ComputeConfig, DataConfig
-from artifacts_schema.report import RunReport
-from benchmarks.published import ROOT, Metric, publish, result
-from steps.data.prepared import PreparedData, prepare_data
+from benchmarks.published import Metric, publish, result
+from benchmarks.setting import (
+    TestCaptions,
+    add_run,
+    begin,
+    parser_for,
+    prepared,
+    velocity_unet,
+    weights_of_run,
+)
 from steps.diffusion.parameterization import x_from_v
 from steps.diffusion.prediction import UNetInput, predict_guided
-from steps.diffusion.sampler import decode_latents, sample_latents
+from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.distances import interval, kernel_block_means
-from steps.evaluation.features import load_features
-from steps.files.progress import TerminalProgress
-from steps.inputs.context import configure_torch, quiet_libraries
+from steps.evaluation.distances import Estimate, clustered_mean
 from steps.models.base import load_base
-from steps.models.clip import ClipScorer
 from steps.models.stored import load_model
-from steps.report.stored import record_of
 from steps.store import LocalStore
-from steps.training.randomness import epoch_indices, keyed_normal, spawn
 
 _LOWER_ORDER_BELOW = 15  # steps; with fewer, the last two are of first order
 
@@ -87,33 +83,24 @@ def _at(schedule: NoiseSchedule, t: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Per picture: latents (n, c, h, w), pictures uint8, CLIP score; kernel distance per block."""
+    """Per picture: latents (n, c, h, w), pictures uint8, CLIP score; kernel distance of all; the group of each."""
 
     latents: Tensor
     pictures: Tensor
     clip: NDArray[np.float64]
-    blocks: NDArray[np.float64]
+    distance: Estimate
+    groups: Sequence[str]
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", type=Path, default=ROOT / "assets/base", help="diffusers folder")
-    parser.add_argument(
-        "--velocity", type=Path, default=ROOT / "assets/warm_starts/velocity", help="v UNet folder"
-    )
-    parser.add_argument("--clip", type=Path, default=ROOT / "assets/evaluators/openclip_measure")
-    parser.add_argument("--store", type=Path, default=ROOT / ".snapfusion/store", help="of --run")
-    parser.add_argument("--run", help="run id; its 8-step student. Without it, the v UNet itself")
+    parser = parser_for(__doc__)
+    add_run(parser, "its 8-step student. Without it, the v UNet itself")
     parser.add_argument("--pictures", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--reference-steps", type=int, default=50, help="of the v UNet; 0: no reference")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
@@ -124,49 +111,25 @@ class Comparison:
         self.options = options
         self.base = load_base(options.base)
         self.schedule = NoiseSchedule.from_config(self.base.scheduler_config)
-        store = LocalStore(folder / "store")
-        config = DataConfig(limit=options.pictures)
-        ref = prepare_data(self.base, config, store, progress=TerminalProgress(), project_root=ROOT)
-        self.data = PreparedData.load(store, ref)
-        size = self.data.size("test")
-        count = min(options.pictures, size)
-        self.indices = epoch_indices(samples=size, start=0, count=count, seed=options.seed)
-        captions = self.data.captions("test")
-        self.captions = [captions[index] for index in self.indices.tolist()]
-        self.noise = keyed_normal(
-            self.base.latent_shape,
-            seed=options.seed,
-            name="swift sampler",
-            iteration=0,
-            indices=torch.arange(count),
-        )
-        self.clip = ClipScorer.load(options.clip)
-        self.features = load_features("efficientnet_lite0")
-        self.real = self.features(self.data.images("test", torch.arange(size))).numpy()
+        self.data = prepared(self.base, LocalStore(folder / "store"), options.pictures)
+        count = min(options.pictures, self.data.size("test"))
+        self.test = TestCaptions(self.base, self.data, options, noise="swift sampler", count=count)
 
-    def velocity(self) -> Any:
-        """The v UNet."""
-        return UNet2DConditionModel.from_pretrained(
-            self.options.velocity, use_safetensors=True, local_files_only=True
-        ).float()
-
-    def student(self) -> Any:
+    def student(self) -> nn.Module:
         """What is sampled in few steps."""
         if not self.options.run:
-            return self.velocity()
-        store = LocalStore(self.options.store)
-        text = store.get_document(f"reports/{self.options.run}")
-        if text is None:
-            raise SystemExit(f"run {self.options.run} has no report in the store {self.options.store}")
-        return load_model(store, record_of(store, RunReport.from_json(text), "student_8").weights)
+            return velocity_unet(self.options)
+        store, (ref,) = weights_of_run(self.options, "student_8")
+        student: nn.Module = load_model(store, ref)
+        return student
 
-    def grid(self, unet: Any, steps: int) -> Tensor:
+    def grid(self, unet: nn.Module, steps: int) -> Tensor:
         """DDIM on our grid."""
         return sample_latents(
             unet,
             self.schedule,
-            noise=self.noise,
-            embeddings=self.data.embeddings("test", self.indices),
+            noise=self.test.noise,
+            embeddings=self.test.embeddings,
             empty_embedding=self.data.empty_embedding,
             steps=steps,
             guidance_scale=self.options.guidance,
@@ -174,52 +137,50 @@ class Comparison:
         )
 
     @torch.no_grad()
-    def apple(self, unet: Any, steps: int) -> Tensor:
+    def apple(self, unet: nn.Module, steps: int) -> Tensor:
         """Apple's DPM-Solver++ on the noise made of the velocity."""
-        embeddings = self.data.embeddings("test", self.indices)
 
         def denoise(z: Tensor, t: int) -> Tensor:
             now = torch.full((len(z),), t)
             output = predict_guided(
                 unet,
-                UNetInput(z, now, embeddings),
+                UNetInput(z, now, self.test.embeddings),
                 empty_embedding=self.data.empty_embedding,
                 w=self.options.guidance,
             )
             alpha, sigma = self.schedule.alpha(now), self.schedule.sigma(now)
             return x_from_v(z=z, v=output, alpha=alpha, sigma=sigma)
 
-        return dpm_of_apple(denoise, self.schedule, self.noise, steps)
+        return dpm_of_apple(denoise, self.schedule, self.test.noise, steps)
 
     def judge(self, latents: Tensor) -> Drawn:
         """Pictures and their scores."""
-        pictures = decode_latents(self.base.vae, latents, scaling_factor=self.base.scaling_factor)
-        blocks = kernel_block_means(
-            self.features(pictures).numpy(), self.real, seed=spawn(self.options.seed, "blocks")
-        )
-        scores = self.clip.scores(pictures, self.captions).double().numpy()
-        return Drawn(latents, pictures, scores, np.asarray(blocks))
+        return Drawn(latents, *self.test.judge(latents), self.test.groups)
 
 
 def metrics(grid: Drawn, apple: Drawn, reference: Drawn | None) -> list[Metric]:
     """Each sampler's numbers, and their paired differences (Apple's minus ours), with 95 % intervals."""
-    n = len(grid.clip)
+
+    def mean(values: NDArray[np.float64]) -> Estimate:
+        return clustered_mean(values, grid.groups)
+
+    nearer = "above 0: ours is nearer"
     rows = [
-        _metric("difference.latent_mse", _errors(apple.latents, grid.latents), n),
-        _metric("difference.picture_psnr_db", _psnr(apple.pictures, grid.pictures), n, "dB"),
-        _metric("difference.clip", apple.clip - grid.clip, n, "cosine", "Apple's sampler less our grid"),
-        _metric("difference.kernel_distance", apple.blocks - grid.blocks, n, "", "above 0: ours is nearer"),
+        _metric("difference.latent_mse", mean(_errors(apple.latents, grid.latents))),
+        _metric("difference.picture_psnr_db", mean(_psnr(apple.pictures, grid.pictures)), "dB"),
+        _metric("difference.clip", mean(apple.clip - grid.clip), "cosine", "Apple's sampler less our grid"),
+        _metric("difference.kernel_distance", apple.distance.minus(grid.distance), "", nearer),
     ]
     drawn = {"grid": grid, "apple_dpm": apple} | ({"reference": reference} if reference else {})
     for name, item in drawn.items():
-        rows.append(_metric(f"{name}.clip", item.clip, n, "cosine"))
-        rows.append(_metric(f"{name}.kernel_distance", item.blocks, n))
+        rows.append(_metric(f"{name}.clip", mean(item.clip), "cosine"))
+        rows.append(_metric(f"{name}.kernel_distance", item.distance))
         if reference is not None and item is not reference:
             errors = _errors(item.latents, reference.latents)
-            rows.append(_metric(f"{name}.latent_mse_to_reference", errors, n))
+            rows.append(_metric(f"{name}.latent_mse_to_reference", mean(errors)))
     if reference is not None:
         more = _errors(apple.latents, reference.latents) - _errors(grid.latents, reference.latents)
-        rows.append(_metric("difference.latent_mse_to_reference", more, n, "", "above 0: ours is nearer"))
+        rows.append(_metric("difference.latent_mse_to_reference", mean(more), "", nearer))
     return rows
 
 
@@ -236,19 +197,15 @@ def _psnr(first: Tensor, second: Tensor) -> NDArray[np.float64]:
     return found
 
 
-def _metric(
-    name: str, values: Sequence[float] | NDArray[np.float64], n: int, unit: str = "", note: str = ""
-) -> Metric:
-    found: Interval = interval([float(value) for value in values])
-    return Metric(f"swift_sampler.{name}", found.value, unit, n, found.low, found.high, note)
+def _metric(name: str, estimate: Estimate, unit: str = "", note: str = "") -> Metric:
+    found = estimate.interval()
+    return Metric(f"swift_sampler.{name}", found.value, unit, found.n, found.low, found.high, note)
 
 
 def main() -> None:
     """Draw, judge, publish."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = arguments()
-    quiet_libraries()
-    configure_torch(ComputeConfig(threads=options.threads))
+    begin(options)
     with tempfile.TemporaryDirectory() as folder:
         comparison = Comparison(options, Path(folder))
         student = comparison.student()
@@ -256,7 +213,7 @@ def main() -> None:
         apple = comparison.judge(comparison.apple(student, options.steps))
         reference = None
         if options.reference_steps:
-            reference = comparison.judge(comparison.grid(comparison.velocity(), options.reference_steps))
+            reference = comparison.judge(comparison.grid(velocity_unet(options), options.reference_steps))
     rows = metrics(grid, apple, reference)
     publish(result(rows, module="benchmarks.swift_sampler", seed=options.seed), options.json)
 

@@ -27,6 +27,7 @@ from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.cache.keys import CacheResult, StageKey
 from steps.cache.notes import StageUse, stage_of_run, stage_uses
 from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
+from steps.files.processor import processor_name
 from steps.stages.table import Stage, earlier_of, meaning_of
 from steps.stages.versions import source_hash, stage_version
 from steps.store import Store, open_store
@@ -126,7 +127,8 @@ def run_stage(
         | {name: value.identity() if value is not None else "" for name, value in earlier.items()}
         | dict(identities or {}),
         seed=config.run.seed,
-        extra=table_identity(config) if stage.measures else {},
+        extra=(table_identity(config) if stage.measures else {})
+        | {name: version(name) for name in stage.packages},
         label=label,
     )
 
@@ -231,20 +233,13 @@ def table_identity(config: SnapFusionConfig) -> dict[str, Any]:
 
 def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
     """What a measured latency depends on besides the model: processor, threads and torch version."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
     accelerator = ""
     if config.latency_profile.backend == "torch-cuda":
         import torch
 
         accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "processor": model,
+        "processor": processor_name(),
         "accelerator": accelerator,
         "threads": _compute(config).threads,
         "torch": version("torch"),

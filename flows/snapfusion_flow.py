@@ -70,7 +70,7 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def student_16(self) -> None:
-        """Distil the evolved UNet from its own 32 steps to 16."""
+        """Distil the evolved UNet from 32 steps, its own or the full UNet's, to 16."""
         stages.run(self, "student_16")
         self.next(self.distillation_inputs)
 
@@ -112,15 +112,17 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def evaluation(self) -> None:
-        """Generate and measure one variant."""
-        stages.run(self, "evaluation", self.input)
+        """Choose one variant's guidance scale on the validation split, then draw and measure it."""
+        guidance = stages.run(self, "guidance_selection", self.input)
+        stages.run(self, "evaluation", self.input, {f"guidance_selection {self.input}": guidance})
         self.next(self.evaluation_summary)
 
     @step
     def evaluation_summary(self, inputs: Any) -> None:
         """Join the variants' records."""
+        self.guidance_selection_records = {item.input: item.guidance_selection_record for item in inputs}
         self.evaluation_records = {item.input: item.evaluation_record for item in inputs}
-        self.merge_artifacts(inputs, exclude=["evaluation_record"])
+        self.merge_artifacts(inputs, exclude=["guidance_selection_record", "evaluation_record"])
         self.next(self.report)
 
     @step

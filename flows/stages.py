@@ -7,6 +7,7 @@ that only when the cache misses.
 import json
 import shlex
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from flows.runtime import (
     store_of,
     unpack,
 )
+from steps.cache.leases import in_use
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
 from steps.stages.table import STAGES, values_of
@@ -66,9 +68,12 @@ class Records(Mapping[str, Any]):
         return sum(1 for _ in self)
 
 
-def run(flow: Any, stage: str, label: str = "") -> Any:
-    """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`."""
-    record = run_stage(STAGES[stage], read_config(flow), Records(flow), label)
+def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None = None) -> Any:
+    """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`.
+
+    `more` are records that this task has made itself.
+    """
+    record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -87,15 +92,19 @@ def start(config: SnapFusionConfig) -> RunPlan:
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
 
+    prepared = []
+
     def work(context: Any, _: None) -> Record:
         from steps.stages.start import run as prepare
 
+        prepared.append(True)
         return prepare(raw, config, context, PROJECT_ROOT)
 
     plan: RunPlan = run_stage(
         STAGES["start"], config, {}, identities=input_identities(config, PROJECT_ROOT, raw), work=work
     )
-    print(_estimates(config, plan))
+    if not prepared:  # else it has told already, before it encoded anything
+        print(_estimates(config, plan))
     return plan
 
 
@@ -159,15 +168,16 @@ def assemble_bundle(
         "torch decoder": records["decoder_distillation"].weights,
     }
     made_of = {name: records[name] for name in ("start", "student_8", "decoder_distillation")}
-    manifest = assemble(
-        reports,
-        StageInputs(records["start"], context, earlier=refs),
-        config,
-        bundle_folder(config, records["start"], reports),
-        made_of=made_of | {"data": records["start"].data},
-        schemes=compression.chosen,
-        draw=draw,
-    )
+    with in_use(context.store, f"bundle of run {output_folder(config).name}"):
+        manifest = assemble(
+            reports,
+            StageInputs(records["start"], context, earlier=refs),
+            config,
+            bundle_folder(config, records["start"], reports),
+            made_of=made_of | {"data": records["start"].data},
+            schemes=compression.chosen,
+            draw=draw,
+        )
     return manifest, drawn[0] if drawn else None
 
 
@@ -185,10 +195,10 @@ def bundle_drawing(
         return draw_beside_torch(
             folder,
             inputs,
-            inputs.earlier("torch unet"),
-            inputs.earlier("torch decoder"),
             config.coreml_export,
             context,
+            unet_ref=inputs.earlier("torch unet"),
+            decoder_ref=inputs.earlier("torch decoder"),
             min_image_psnr_db=gate,
         )
 
@@ -221,19 +231,20 @@ def report(flow: Any, card: Any) -> None:
     components = shipped(records, config)
     records |= {f"coreml_export {item.component}": item for item in components}
     manifest: BundleManifest = unpack(flow.bundle_record)
-    result, page = write_report(
-        config,
-        page_records(config, records, manifest, store, previous_reports(config, store)),
-        records,
-        store,
-        bundle=bundle_folder(config, records["start"], components),
-        output=output_folder(config),
-        uses=run_uses(store),
-        code=code,
-        provenance=provenance(
-            started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
-        ),
-    )
+    with in_use(store, f"report of run {output_folder(config).name}"):
+        result, page = write_report(
+            config,
+            page_records(config, records, manifest, store, previous_reports(config, store)),
+            records,
+            store,
+            bundle=bundle_folder(config, records["start"], components),
+            output=output_folder(config),
+            uses=run_uses(store),
+            code=code,
+            provenance=provenance(
+                started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
+            ),
+        )
     render(card, page)
     flow.report_record = pack(result)
 

@@ -21,8 +21,10 @@ RUNNER = Identity.create("runner", [f"Read:{BUCKET}", f"Write:{BUCKET}", f"List:
 @pytest.fixture(autouse=True)
 def _one_thread_fixed_seed() -> None:
     torch.set_num_threads(1)
-    # A stage switches these on for its process; a test must not inherit them from the one before.
-    torch.use_deterministic_algorithms(False)
+    # A stage switches these on for its process; a test must not inherit them from the one before. The first call of
+    # the switch imports torch's compiler, four seconds that most tests can spare.
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
     torch.manual_seed(0)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,13 +71,20 @@ def test_readme_lists_every_preset() -> None:
     ]
 
 
+@cache
+def _defined_tests() -> set[str]:
+    sources = (ROOT / "tests").rglob("test_*.py")
+    return {
+        name
+        for source in sources
+        for name in re.findall(r"^\s*def (test_\w+)", source.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+
+
 @pytest.mark.parametrize("path", MARKDOWN, ids=_id)
 def test_named_tests_exist(path: Path) -> None:
-    defined = set()
-    for source in (ROOT / "tests").rglob("test_*.py"):
-        defined |= set(re.findall(r"^\s*def (test_\w+)", source.read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8")))
-    assert not sorted(named - defined)
+    assert not sorted(named - _defined_tests())
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=_id)

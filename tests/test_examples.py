@@ -19,7 +19,7 @@ from steps.models.base import load_base
 from steps.models.stored import save_model
 from steps.pretraining.micro import write_micro_base
 from steps.store import LocalStore
-from steps.unet.evolved import as_evolved
+from steps.unet.conversion import as_evolved
 from steps.unet.small_decoder import SmallDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ from metaflow import FlowSpec, step
 class SnapFusionFlow(FlowSpec):
     @step
     def start(self):
-        self.run_report = {"name": "an example", "headline": {}}
+        self.report_record = {"name": "an example", "headline": {}}
         self.next(self.end)
 
     @step

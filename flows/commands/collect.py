@@ -7,19 +7,19 @@
 
 A run refers to the stages it used (`runs/<run id>/...`, written before a stage asks the cache) and to the records in
 its report. Every run is kept unless --keep-last or --drop says otherwise. Never removed: what is younger than
---min-age-hours, what was written since a stage began that is still being worked on, checkpoints of unfinished
-stages of kept runs, and documents of a kind this program does not know.
+--min-age-hours, checkpoints of unfinished stages of kept runs, and documents of a kind this program does not know.
+Nothing is removed while anything works on the store; what comes meanwhile waits.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from flows.commands.store_options import store_config, store_parser
-from steps.cache.collector import HOUR_S, Collector, Garbage, Retention
-from steps.cache.local_collector import CacheCollector
+from flows.environment import WORK_ROOT
+from steps.cache.collector import HOUR_S, Garbage, Retention, find_garbage, find_in_cache, remove
+from steps.cache.notes import read_documents, uses_of
 from steps.files.errors import SnapFusionError
-from steps.store import LocalStore, open_store
+from steps.store import local_folder, open_store
 from steps.store.base import PARTIAL
 
 
@@ -55,28 +55,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache",
         action="store_true",
-        help="clear this machine's cache (--local) of a store on S3 of what was not used for --min-age-hours; "
+        help="clear this machine's cache (--local) of a store on S3 of what was fetched before --min-age-hours; "
         "leaves the store as it is",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--dry-run", action="store_true", help="only say what would go (the default)")
     choice.add_argument("--delete", action="store_true", help="remove it")
     options = parser.parse_args(arguments)
-    if options.min_age_hours < 1.0 or (options.keep_last is not None and options.keep_last < 0):
+    # NaN, too, which is younger than nothing.
+    if not options.min_age_hours >= 1.0 or (options.keep_last is not None and options.keep_last < 0):
         parser.error("--min-age-hours must be at least 1, --keep-last at least 0")
     config = store_config(options)
     remote = config.root.startswith("s3:")
     if options.cache and (not remote or options.drop or options.keep_last is not None):
         parser.error("--cache needs a store on S3, and goes with neither --keep-last nor --drop")
     try:
-        if not remote and not Path(config.root).is_dir():
-            parser.error(f"there is no store in {config.root}")
+        folder = local_folder(config, WORK_ROOT)
+        if not remote and not folder.is_dir():
+            parser.error(f"there is no store in {folder}")
         retention = Retention(options.keep_last, options.drop, options.min_age_hours * HOUR_S)
-        store = open_store(config, Path.cwd())
-        collector = Collector(store, retention)
-        if options.cache:
-            collector = CacheCollector(store, LocalStore(Path(config.local), durable=False), retention)
-        garbage = collector.remove() if options.delete else collector.find()
+        store = open_store(config, WORK_ROOT)
+        if unknown := sorted(set(options.drop) - set(uses_of(read_documents(store)))):
+            parser.error(
+                f"--drop names runs that the store does not know: {', '.join(unknown)}; nothing was removed"
+            )
+        find, place = (find_in_cache, store.cache) if options.cache else (find_garbage, store)
+        if options.delete and place is not None:
+            garbage = remove(place, lambda: find(store, retention))
+        else:
+            garbage = find(store, retention)
     except SnapFusionError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -6,19 +6,16 @@
 The run is the newest one with a report, or the one named with --run (a run id as printed at its end).
 """
 
-# ruff: noqa: E402 - the environment must be prepared before anything imports metaflow or transformers
+import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from flows.environment import WORK_ROOT, prepare_paths
-
-_CALLED_FROM = Path.cwd()
-prepare_paths()
-
-import argparse
-
+from artifacts_schema.config import Device
+from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
-from steps.files.errors import SnapFusionError
+from flows.environment import WORK_ROOT
+from steps.cache.leases import in_use
 from steps.report.drawing import MODELS, DrawRequest, draw
 from steps.report.stored import find_report
 from steps.store import open_store
@@ -38,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1, help="pictures side by side")
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="default: a GPU if there is one"
+    )
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     return parser
 
@@ -45,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, draw, say where the picture is."""
     arguments = build_parser().parse_args()
-    try:
+
+    def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)
-        report = find_report(store, arguments.run)
         request = DrawRequest(
             prompt=arguments.prompt,
             model=arguments.model,
@@ -55,15 +55,12 @@ def main() -> int:
             guidance_scale=arguments.guidance_scale,
             seed=arguments.seed,
             count=arguments.count,
+            device=arguments.device,
         )
-        target = (_CALLED_FROM / arguments.output).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(draw(store, report, request))
-    except SnapFusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(target)
-    return 0
+        with in_use(store, "draw"):
+            write_as_called(arguments.output, draw(store, find_report(store, arguments.run), request))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

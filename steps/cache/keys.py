@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from artifacts_schema.base import Record, content_hash
-from artifacts_schema.readers import NewerRecord, read_record
+from artifacts_schema.base import NewerRecord, Record, content_hash
+from artifacts_schema.readers import read_record
 from steps.cache.leases import lease
 from steps.cache.misses import PARTS, explain_miss
 from steps.files.errors import DamagedError, StoreError
 from steps.store.base import Store
-from steps.store.layout import check_layout
 
 logger = logging.getLogger(__name__)
 RecordType = TypeVar("RecordType", bound=Record)
@@ -81,13 +80,27 @@ def cached_stage(
         reason = f"miss: {unusable or explain_miss(store, key.parts)}"
     logger.info("stage=%s key=%s cache=%s", key.stage, key.sha256[:12], reason)
     with lease(store, key.document):
-        check_layout(store)  # after the lease, for which a migration looks after it has marked the layout
         if enabled and (found := lookup(store, key)[0]) is not None:
             return CacheResult(found, True, key.sha256, "hit: another run finished it while this one waited")
+        before = _entry(store, key)
         record = run()
         entry = json.loads(record.to_json()) | {PARTS: key.parts}
-        store.put_document(key.document, json.dumps(entry, indent=2, allow_nan=False))
+        # A run that took this one for dead may have finished before it: its entry stays.
+        if not store.swap_document(key.document, before, json.dumps(entry, indent=2, allow_nan=False)):
+            logger.warning(
+                "stage=%s key=%s was finished by another run meanwhile", key.stage, key.sha256[:12]
+            )
+            if enabled and (found := lookup(store, key)[0]) is not None:
+                return CacheResult(found, True, key.sha256, "hit: another run finished it meanwhile")
     return CacheResult(record, False, key.sha256, reason)
+
+
+def _entry(store: Store, key: StageKey) -> str | None:
+    """What lies under the key; None also when it is damaged."""
+    try:
+        return store.get_document(key.document)
+    except DamagedError:
+        return None
 
 
 def lookup(store: Store, key: StageKey) -> tuple[Record | None, str]:
@@ -104,7 +117,7 @@ def lookup(store: Store, key: StageKey) -> tuple[Record | None, str]:
         if isinstance(entry, dict):
             entry.pop(PARTS, None)
         record = read_record(json.dumps(entry))
-        missing = [sha for sha, size in _objects(entry) if not store.has(sha, size)]
+        missing = [sha for sha, size in object_refs(entry) if not store.has(sha, size)]
     except NewerRecord as error:
         raise StoreError(f"cannot use {key.document} in the store {store.root}: {error}") from error
     except (DamagedError, ValueError) as error:
@@ -119,18 +132,13 @@ def lookup(store: Store, key: StageKey) -> tuple[Record | None, str]:
     return record, ""
 
 
-def object_hashes(value: Any) -> Iterator[str]:
-    """Every object reference inside a JSON value."""
-    yield from (sha256 for sha256, _ in _objects(value))
-
-
-def _objects(value: Any) -> Iterator[tuple[str, int | None]]:
+def object_refs(value: Any) -> Iterator[tuple[str, int | None]]:
     """Hash and size of every object reference inside a JSON value; None for a size that it does not say."""
     if isinstance(value, dict):
         if isinstance(value.get("sha256"), str) and str(value.get("uri", "")).startswith("sha256:"):
             yield value["sha256"], value.get("bytes")
         for item in value.values():
-            yield from _objects(item)
+            yield from object_refs(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _objects(item)
+            yield from object_refs(item)

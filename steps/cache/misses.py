@@ -59,7 +59,7 @@ def _shown(value: Any) -> str:
 
 
 def _parts_of(store: Store, document: str) -> Mapping[str, Any] | None:
-    """None for a document that is damaged, gone, or older than the parts."""
+    """None for a document that is damaged or gone."""
     try:
         found = json.loads(store.get_document(document) or "{}").get(PARTS)
     except (DamagedError, ValueError, AttributeError):

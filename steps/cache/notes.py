@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts_schema.base import Record
-from steps.cache.keys import CacheResult, RecordType, StageKey, cached_stage, object_hashes
+from steps.cache.keys import CacheResult, RecordType, StageKey, cached_stage, object_refs
+from steps.cache.leases import in_use
 from steps.files.errors import StoreError
 from steps.store.base import Entry, Store, parse_document
 
-_LISTINGS = 5  # what is removed meanwhile by somebody else is no longer there, either
+_LISTINGS = 5  # a wrong bit in each of them is not likely
 
 
 def stage_of_run(  # noqa: PLR0913 - a run, and what `cached_stage` takes
@@ -31,9 +32,10 @@ def stage_of_run(  # noqa: PLR0913 - a run, and what `cached_stage` takes
 
     `origin` is the run it resumes, whose finished stages it takes over without asking the cache.
     """
-    mark_use(store, run_id, key, origin=origin)
-    result = cached_stage(store, key, work, enabled=enabled)
-    mark_use(store, run_id, key, origin=origin, result=result)
+    with in_use(store, f"{key.stage} {key.label}".strip() + f" of run {run_id}"):
+        mark_use(store, run_id, key, origin=origin)
+        result = cached_stage(store, key, work, enabled=enabled)
+        mark_use(store, run_id, key, origin=origin, result=result)
     return result
 
 
@@ -47,7 +49,7 @@ def mark_use(
     """
     note: dict[str, object] = {"entry": key.document, "origin": origin}
     if result is not None:
-        hashes = sorted(set(object_hashes(json.loads(result.record.to_json()))))
+        hashes = sorted({sha256 for sha256, _ in object_refs(json.loads(result.record.to_json()))})
         note["objects"] = [{"uri": f"sha256:{sha256}", "sha256": sha256} for sha256 in hashes]
         note |= {"name": f"{key.stage} {key.label}".strip(), "version": key.version, "cached": result.hit}
     store.put_document(_note(run_id, key.document), json.dumps(note))
@@ -82,21 +84,14 @@ def stage_uses(store: Store, run_id: str, *, origin: str | None = None) -> dict[
 
 
 def report_of_run(store: Store, run_id: str, report: Record, records: Iterable[Record]) -> None:
-    """Store a run's report, and before it the records that it names.
-
-    They are noted first: a collector may be removing the same records of an older run.
+    """Store a run's report, and before it the records that it names, and a note of them: a run that is killed in
+    between keeps what it has stored.
     """
     texts = {record.identity(): record.to_json() for record in records}
     store.put_document(f"runs/{run_id}/report", json.dumps({"records": sorted(texts)}))
     for identity, text in texts.items():
         store.put_document(f"records/{identity}", text)
     store.put_document(f"reports/{run_id}", report.to_json())
-
-
-def is_marked(store: Store, entry: str) -> bool:
-    """True when a run, whichever it is, has a note of this entry (`stages/<stage>/<key>`)."""
-    name = _note("", entry).removeprefix("runs/")
-    return any(key.endswith(name) for key in store.list_documents("runs/"))
 
 
 def _note(run_id: str, entry: str) -> str:
@@ -113,35 +108,30 @@ class Uses:
     origins: set[str] = field(default_factory=set)
 
 
-def read_documents(store: Store, prefix: str) -> list[tuple[Entry, str]]:
-    """All documents of a prefix but the leases, with what they hold.
+def read_documents(store: Store) -> dict[Entry, str]:
+    """All documents but the leases, with what they hold.
 
     A list has no checksum. Over plain HTTP a wrong bit can put a name that is not there in another's place, and who
     took the other's objects for garbage would be wrong: everything that is listed must be there, or it is listed again.
     Raises StoreError when it never is.
     """
     for _ in range(_LISTINGS):
-        found = []
-        for entry in store.documents(prefix):
-            if entry.name.startswith("leases/"):
-                continue
-            text = store.get_document(entry.name)
-            if text is None:
-                break
-            found.append((entry, text))
-        else:
-            return found
+        entries = [entry for entry in store.documents("") if not entry.name.startswith("leases/")]
+        found = {entry: store.get_document(entry.name) for entry in entries}
+        missing = [entry.name for entry, text in found.items() if text is None]
+        if not missing:
+            return {entry: text for entry, text in found.items() if text is not None}
     raise StoreError(
-        f"the store {store.root} lists documents that are not there, {_LISTINGS} times: {entry.name}; "
+        f"the store {store.root} lists documents that are not there, {_LISTINGS} times: {missing[0]}; "
         "nothing that depends on them is done"
     )
 
 
-def read_uses(store: Store) -> dict[str, Uses]:
+def uses_of(documents: Mapping[Entry, str]) -> dict[str, Uses]:
     """What each run with a note or a report refers to. Raises DamagedError naming a document that does not say it."""
     found: dict[str, Uses] = {}
-    for prefix in ("runs/", "reports/"):
-        for entry, text in read_documents(store, prefix):
+    for entry, text in documents.items():
+        if entry.name.startswith(("runs/", "reports/")):
             uses = found.setdefault(entry.name.split("/")[1], Uses())
             uses.age_s = min(uses.age_s, entry.age_s)
             uses.documents.add(entry.name)

@@ -38,21 +38,23 @@ _ENCODED_TOGETHER = 16  # on a CPU more at once leave its cache: 64 take 1.4 tim
 def prepare_data(
     base: BaseModel, config: DataConfig, store: Store, *, progress: Progress, project_root: Path
 ) -> PreparedDataRef:
-    """Encode the configured pictures and captions with the base's own encoders, on the device these are on.
+    """Encode the configured pictures and captions, see `source_of` and `prepare_source`."""
+    return prepare_source(base, source_of(base, config, project_root), store, progress=progress)
 
-    Raises DataError for unusable shards, for too many unusable items and for a split without pictures.
-    """
+
+def source_of(base: BaseModel, config: DataConfig, project_root: Path) -> Source:
+    """The configured pictures, indexed but not read. Raises DataError for unusable shards."""
     size = config.image_size or base.image_size
-    source: Source = (
-        OpenMojiSource(size, config.limit, config.variants)
-        if config.source == "openmoji"
-        else WebDatasetSource(config, project_root, size)
-    )
-    return prepare_source(base, source, store, progress=progress)
+    if config.source == "openmoji":
+        return OpenMojiSource(size, config.limit, config.variants)
+    return WebDatasetSource(config, project_root, size)
 
 
 def prepare_source(base: BaseModel, source: Source, store: Store, *, progress: Progress) -> PreparedDataRef:
-    """Encode everything `source` yields; see `prepare_data`."""
+    """Encode everything `source` yields with the base's own encoders, on the device these are on.
+
+    Raises DataError for too many unusable items and for a split without pictures.
+    """
     writers: dict[SplitName, _SplitWriter] = {
         name: _SplitWriter(base, store, source.variants) for name in SPLIT_NAMES
     }

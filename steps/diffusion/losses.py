@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.data import SplitName
+from steps.diffusion.ddim import walk
 from steps.diffusion.parameterization import (
-    ddim_step,
-    denoised,
     guided,
     inverted_target,
     noisy,
@@ -29,6 +28,7 @@ from steps.training.batch import Batch
 from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
+VALIDATION: SplitName = "validation"
 
 
 class LatentData(Protocol):
@@ -85,11 +85,12 @@ class Sampling:
     schedule: NoiseSchedule
     caption_dropout: float
     device: torch.device
+    split: SplitName = SPLIT
 
     def example(self, batch: Batch, *, name: str, t: Tensor, drop_captions: bool) -> Example:
         """Latents of the batch at timesteps t (n,), with the noise of stream `name`."""
         indices, seed, iteration = batch.indices, batch.seed, batch.iteration
-        x = self.data.latents(SPLIT, indices, seed=seed, iteration=iteration).to(self.device)
+        x = self.data.latents(self.split, indices, seed=seed, iteration=iteration).to(self.device)
         noise = keyed_normal(
             tuple(x.shape[1:]), seed=seed, name=f"{name}.noise", iteration=iteration, indices=indices
         )
@@ -97,7 +98,7 @@ class Sampling:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
         embeddings = self.data.training_embeddings(
-            SPLIT,
+            self.split,
             indices,
             seed=seed,
             iteration=iteration,
@@ -165,7 +166,9 @@ class DistillationLoss:
     The teacher makes two DDIM steps on its 2N-step grid, t -> t' -> t'', starting on a point of the student's
     N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq. 7-9). With
     probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
-    the same w, drawn per sample from `cfg_range` (eq. 10, 11). L_ori draws t over all training timesteps.
+    the same w, drawn per sample from `cfg_range` (eq. 10, 11), and each sample's loss is divided by
+    `guidance_power(w)`. L_ori draws t over all training timesteps. gamma's ratio is that of each micro-batch
+    on each rank: that of a whole step is known only after its last forward pass.
     """
 
     teacher: nn.Module
@@ -193,6 +196,8 @@ class DistillationLoss:
         original = self.sampling.any_timestep(batch, name="original") if self.gamma > 0.0 else None
         v_hat, original_v_hat = self._student(model, start, w, original)
         weight = snr_weight(alpha=start.alpha, sigma=start.sigma).flatten()
+        if w is not None:
+            weight = weight / guidance_power(w).flatten()
         distillation = (weight * _mean_square(start.x_hat(v_hat) - target)).mean()
         terms = {"distillation": distillation, "cfg": torch.tensor(float(w is not None))}
         if original is None or original_v_hat is None:
@@ -210,10 +215,16 @@ class DistillationLoss:
         """x~ of eq. 9 for examples at the student's grid points `point` (n,); guided where w is given."""
         schedule, z = self.sampling.schedule, start.item.z
         # The student's point k is the teacher's point 2k.
-        grid = schedule.grid_to_clean(2 * self.student_steps)
-        t, t_middle, t_end = (grid[2 * point + step].to(z.device) for step in range(3))
-        middle = self._teacher_step(z, t, t_middle, start.item.embeddings, w)
-        end = self._teacher_step(middle, t_middle, t_end, start.item.embeddings, w)
+        points = schedule.grid_to_clean(2 * self.student_steps)[2 * point + torch.arange(3).unsqueeze(1)]
+
+        def network(z: Tensor, t: Tensor) -> Tensor:
+            item = UNetInput(z, t, start.item.embeddings)
+            if w is None:
+                return predict(self.teacher, item)
+            return predict_guided(self.teacher, item, empty_embedding=self.sampling.empty_embedding, w=w)
+
+        end = walk(schedule, network, z=z, points=points, kind="v_prediction")
+        t_end = points[-1].to(z.device)
         return inverted_target(
             z=z,
             z_end=end,
@@ -222,19 +233,6 @@ class DistillationLoss:
             alpha_end=schedule.alpha(t_end),
             sigma_end=schedule.sigma(t_end),
         )
-
-    def _teacher_step(
-        self, z: Tensor, t: Tensor, t_next: Tensor, embeddings: Tensor, w: Tensor | None
-    ) -> Tensor:
-        """One DDIM step of the teacher from t to t_next (eq. 7)."""
-        schedule, item = self.sampling.schedule, UNetInput(z, t, embeddings)
-        if w is None:
-            v = predict(self.teacher, item)
-        else:
-            v = predict_guided(self.teacher, item, empty_embedding=self.sampling.empty_embedding, w=w)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        x, eps = denoised(output=v, z=z, alpha=alpha, sigma=sigma, prediction_type="v_prediction")
-        return ddim_step(x=x, eps=eps, alpha_next=schedule.alpha(t_next), sigma_next=schedule.sigma(t_next))
 
     def _student(
         self, model: nn.Module, start: Example, w: Tensor | None, original: Example | None
@@ -265,6 +263,16 @@ class DistillationLoss:
             indices=batch.indices,
         )
         return w.reshape(-1, 1, 1, 1).to(self.sampling.device)
+
+
+def guidance_power(w: Tensor) -> Tensor:
+    """w^2 + (w - 1)^2: how much larger the mean square of a guided v is than that of its branches, were these
+    independent; 1 at w = 1.
+
+    d(guided)/d(conditional) = w and d(guided)/d(unconditional) = -(w - 1) multiply the residual and, once more, the
+    gradient. Undivided, the few guided iterations would own clipping and Adam's second moment (ours).
+    """
+    return w.square() + (w - 1.0).square()
 
 
 def combined_loss(distillation: Tensor, original: Tensor, gamma: float) -> Tensor:

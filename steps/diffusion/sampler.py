@@ -1,12 +1,13 @@
 """From noise to pictures: DDIM on our grid, DPM-Solver++ as the baseline, decoding."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from steps.diffusion.parameterization import PredictionType, ddim_step, denoised
+from steps.diffusion.ddim import walk
+from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.prediction import UNetInput, predict, predict_guided
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import Progress
@@ -39,7 +40,14 @@ def sample_latents(  # noqa: PLR0913 - everything that decides the result, by na
     caller's.
     """
     device = next(unet.parameters()).device
-    run = _Run(unet, schedule, empty_embedding.to(device), guidance_scale, prediction_type, precision)
+    run = _Run(
+        unet,
+        schedule,
+        empty_embedding.to(device),
+        guidance_scale=guidance_scale,
+        prediction_type=prediction_type,
+        precision=precision,
+    )
     results = []
     for start in range(0, len(noise), batch_size):
         z = noise[start : start + batch_size].to(device, torch.float32)
@@ -59,6 +67,7 @@ class _Run:
         unet: nn.Module,
         schedule: NoiseSchedule,
         empty_embedding: Tensor,
+        *,
         guidance_scale: float,
         prediction_type: PredictionType,
         precision: Precision,
@@ -69,21 +78,13 @@ class _Run:
 
     def ddim(self, z: Tensor, embeddings: Tensor, steps: int) -> Tensor:
         """Deterministic DDIM from grid point to grid point, at last to the clean latent."""
-        grid = self.schedule.grid_to_clean(steps).tolist()
-        for t, t_next in zip(grid[:-1], grid[1:], strict=True):
-            now, following = _timesteps(t, z), _timesteps(t_next, z)
-            alpha, sigma = self.schedule.alpha(now), self.schedule.sigma(now)
-            output = self.predict(z, now, embeddings)
-            x, eps = denoised(
-                output=output, z=z, alpha=alpha, sigma=sigma, prediction_type=self.prediction_type
-            )
-            z = ddim_step(
-                x=x,
-                eps=eps,
-                alpha_next=self.schedule.alpha(following),
-                sigma_next=self.schedule.sigma(following),
-            )
-        return z
+        return walk(
+            self.schedule,
+            lambda z, t: self.predict(z, t, embeddings),
+            z=z,
+            points=self.schedule.grid_to_clean(steps),
+            kind=self.prediction_type,
+        )
 
     def dpm(self, z: Tensor, embeddings: Tensor, steps: int) -> Tensor:
         """DPM-Solver++ 2M of diffusers from the same first timestep, ending at zero noise."""
@@ -105,7 +106,7 @@ class _Run:
             )
 
 
-def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> Any:
+def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> DPMSolverMultistepScheduler:
     """diffusers' DPM-Solver++ (second order, multistep) on the schedule, trailing timesteps, last step to
     zero noise.
     """
@@ -123,7 +124,9 @@ def dpm_scheduler(schedule: NoiseSchedule, prediction_type: PredictionType) -> A
 
 
 @torch.no_grad()
-def decode_latents(decoder: Any, latents: Tensor, *, scaling_factor: float, batch_size: int = 64) -> Tensor:
+def decode_latents(
+    decoder: AutoencoderKL, latents: Tensor, *, scaling_factor: float, batch_size: int = 64
+) -> Tensor:
     """Pictures uint8 (n, 3, height, width) on the CPU from scaled latents (n, c, h, w).
 
     `decoder` is anything with diffusers' `decode(z).sample` in [-1, 1]: an AutoencoderKL or a SmallDecoder.

@@ -1,8 +1,8 @@
 """The noise schedule, alpha(t) and sigma(t) of z_t = alpha(t) x + sigma(t) eps, and its N-step grids."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from diffusers import DDIMScheduler
@@ -23,7 +23,7 @@ _SCHEDULE_KEYS = (
 )
 
 
-def schedule_keys(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_keys(scheduler_config: Mapping[str, object]) -> dict[str, object]:
     """Those entries of a diffusers scheduler configuration that define the noise schedule."""
     return {key: scheduler_config[key] for key in _SCHEDULE_KEYS if key in scheduler_config}
 
@@ -45,9 +45,13 @@ class NoiseSchedule:
     """alpha(t) and sigma(t) at timesteps 0 .. T-1 and at CLEAN. `alphas_cumprod` has shape (T,), float64."""
 
     alphas_cumprod: Tensor
+    # alpha and sigma at CLEAN, 0 .. T-1 on each device that asked: timesteps on a GPU never wait for the CPU.
+    _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
-    def from_config(cls, scheduler_config: Mapping[str, Any]) -> Self:
+    def from_config(cls, scheduler_config: Mapping[str, object]) -> Self:
         """The schedule of a diffusers scheduler configuration, whatever else that configuration says."""
         scheduler = DDIMScheduler(**schedule_keys(scheduler_config))
         return cls(scheduler.alphas_cumprod.double())
@@ -59,11 +63,11 @@ class NoiseSchedule:
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 1 at CLEAN."""
-        return self._signal_power(t).sqrt().float().to(t.device)
+        return self._at(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise share at timesteps `t` (n,), shape (n, 1, 1, 1), float32 on t's device; 0 at CLEAN."""
-        return (1.0 - self._signal_power(t)).sqrt().float().to(t.device)
+        return self._at(t)[1]
 
     def grid(self, steps: int) -> Tensor:
         """The N-step grid, shape (steps,), int64; see `grid_timesteps`."""
@@ -75,10 +79,14 @@ class NoiseSchedule:
         """
         return torch.cat([self.grid(steps), torch.tensor([CLEAN])])
 
-    def _signal_power(self, t: Tensor) -> Tensor:
-        """alpha(t) squared, shape (n, 1, 1, 1), float64 on the CPU."""
-        index = t.detach().cpu()
-        if bool(((index < CLEAN) | (index >= self.train_timesteps)).any()):
-            raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {index.tolist()}")
-        with_clean = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
-        return with_clean[index].reshape(-1, 1, 1, 1)
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at `t`. Raises ValueError outside of [CLEAN, T) on a CPU; a GPU stops by itself."""
+        if t.device.type == "cpu" and bool(((t < CLEAN) | (t >= self.train_timesteps)).any()):
+            raise ValueError(f"timesteps lie in [{CLEAN}, {self.train_timesteps}), found {t.tolist()}")
+        if t.device not in self._tables:
+            power = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod.cpu()])
+            alpha, sigma = power.sqrt().float(), (1.0 - power).sqrt().float()
+            self._tables[t.device] = (alpha.to(t.device), sigma.to(t.device))
+        # Not `table[t]`, which would take a timestep under CLEAN for one from the end.
+        alpha, sigma = (table.index_select(0, t - CLEAN) for table in self._tables[t.device])
+        return alpha.reshape(-1, 1, 1, 1), sigma.reshape(-1, 1, 1, 1)

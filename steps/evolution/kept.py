@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRound
 from steps.files.disk import file_sha256, no_space_is_said, sync
@@ -76,13 +76,19 @@ def load_round(
 
 
 def _read_round(path: Path) -> tuple[EvolvedUNet, EvolutionRound]:
-    """Weights and record. Raises DamagedError or FileNotFoundError when they are not those of that round."""
-    kept, weights = read_sealed(path), path.parent / "unet"
-    for name, sha256 in kept["unet"].items():
-        if file_sha256(weights / name) != sha256:
-            raise DamagedError(f"{weights / name} does not have the hash it was kept with")
+    """Weights and record. Raises as `check_round`."""
+    kept, weights = check_round(path), path.parent / "unet"
     unet: EvolvedUNet = EvolvedUNet.from_pretrained(weights, use_safetensors=True, local_files_only=True)
     return unet.eval(), EvolutionRound.model_validate(kept["round"])
+
+
+def check_round(path: Path) -> dict[str, Any]:
+    """What a round's record says. Raises DamagedError or FileNotFoundError when record or weights are not that round's."""
+    kept = read_sealed(path)
+    for name, sha256 in kept["unet"].items():
+        if file_sha256(path.parent / "unet" / name) != sha256:
+            raise DamagedError(f"{path.parent / 'unet' / name} does not have the hash it was kept with")
+    return kept
 
 
 def _read_kept(context: StageContext, path: Path, read: Callable[[Path], Kept]) -> Kept | None:

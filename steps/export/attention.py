@@ -4,9 +4,8 @@ The same result as scaled-dot-product attention; (batch, channels, 1, positions)
 channels), after Apple's "Deploying Transformers on the Apple Neural Engine" (2022).
 """
 
-from typing import Any
-
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from steps.files.errors import ExportError
@@ -17,7 +16,7 @@ class SplitEinsumProcessor:
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -5,10 +5,9 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from artifacts_schema.bundle import (
     REQUIRED_COMPONENTS,
@@ -33,9 +32,8 @@ logger = logging.getLogger(__name__)
 _ALL: tuple[Component, ...] = (*REQUIRED_COMPONENTS, "vae_encoder", "safety_checker")
 _SCRIPT = "finalize_on_mac.sh"
 _SCHEDULER = "DDIMScheduler.swift"
-_TRIES = (
-    10  # of putting a bundle in place; each is lost only to somebody who publishes another at that moment
-)
+# Of putting a bundle in place; each is lost only to somebody who publishes another at that moment.
+_TRIES = 10
 _DISK_SPARE = 16 << 20  # tokenizer, manifest, and room to breathe
 
 
@@ -47,7 +45,7 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     *,
     steps: int,
     guidance_scale: float,
-    schedule: Mapping[str, Any],
+    schedule: Mapping[str, object],
     timesteps: Sequence[int],
     prediction_type: Prediction,
     scaling_factor: float,
@@ -70,29 +68,13 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
     by_name = _check_reports(reports, prediction_type=prediction_type, scaling_factor=scaling_factor)
     if len(timesteps) != steps or list(timesteps) != sorted(set(timesteps), reverse=True):
         raise ExportError(f"expected a falling grid of {steps} timesteps, found {list(timesteps)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(report.package.bytes for report in by_name.values())
-    check_disk(target.parent, size + _DISK_SPARE, "the bundle")
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    folder = scratch / "new"
-    folder.mkdir()
-    try:
-        for report in by_name.values():
-            # A chunked component's files lie in one folder a chunk already.
-            inside = folder if report.chunks else folder / report.package_name
-            _copy_package(store, report.package, inside)
-        _write_tokenizer(base_folder / "tokenizer", folder)
-        _check_tokenizer(folder, by_name.get("text_encoder"))
-        (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
-        shutil.copyfile(Path(__file__).parent / "swift" / _SCHEDULER, folder / _SCHEDULER)
+    with _published(target, sum(report.package.bytes for report in reports)) as folder:
+        _write_contents(by_name, base_folder, store, folder, attribution)
         unet, decoder = by_name.get("unet"), by_name.get("vae_decoder")
         manifest = BundleManifest(
             stage="bundle",
             parents=tuple(report.identity() for report in by_name.values()),
-            components={
-                name: _entry(report, (schemes or {}).get(name, "fp16")) for name, report in by_name.items()
-            },
+            components={name: _entry(r, (schemes or {}).get(name, "fp16")) for name, r in by_name.items()},
             complete=set(by_name) >= set(REQUIRED_COMPONENTS),
             files=_files(folder),
             steps=steps,
@@ -112,11 +94,36 @@ def assemble_bundle(  # noqa: PLR0913 - the manifest's own fields
         if draw is not None and manifest.complete:
             manifest = manifest.model_copy(update={"drawing": draw(folder)})
             _write(manifest, folder)
-        _publish(folder, target, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     logger.info("bundle=%s files=%d steps=%d", target, len(manifest.files) + 1, steps)
     return manifest
+
+
+@contextmanager
+def _published(target: Path, size: int) -> Iterator[Path]:
+    """A folder to fill; it takes `target`'s place at the end, and goes where an error comes before."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_disk(target.parent, size + _DISK_SPARE, "the bundle")
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        (scratch / "new").mkdir()
+        yield scratch / "new"
+        _publish(scratch / "new", target, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_contents(
+    reports: Mapping[str, ComponentReport], base_folder: Path, store: Store, folder: Path, attribution: str
+) -> None:
+    """Everything but the manifest."""
+    for report in reports.values():
+        # A chunked component's files lie in one folder a chunk already.
+        _copy_package(store, report.package, folder if report.chunks else folder / report.package_name)
+    _write_tokenizer(base_folder / "tokenizer", folder)
+    _check_tokenizer(folder, reports.get("text_encoder"))
+    (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
+    shutil.copyfile(Path(__file__).parent / "swift" / _SCHEDULER, folder / _SCHEDULER)
 
 
 def _write(manifest: BundleManifest, folder: Path) -> None:

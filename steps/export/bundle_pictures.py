@@ -12,10 +12,10 @@ from artifacts_schema.references import WeightsRef
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.bundle_run import Bundle, to_pixels
-from steps.inputs.context import StageContext
 from steps.models.base import BaseModel, encode_captions
 from steps.models.clip import ClipScorer
 from steps.models.stored import load_model
+from steps.store.base import Store
 from steps.training.randomness import keyed_normal
 
 
@@ -42,19 +42,20 @@ def drawing_noise(base: BaseModel, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def torch_images(  # noqa: PLR0913 - everything that decides the pictures
+def torch_images(
     bundle: Bundle,
     base: BaseModel,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
     captions: Sequence[str],
     noise: Tensor,
-    context: StageContext,
+    store: Store,
+    *,
+    unet_ref: WeightsRef,
+    decoder_ref: WeightsRef,
 ) -> Tensor:
     """(n, 3, H, W) in about [-1, 1]: the torch models in float32 on the bundle's grid, at its guidance scale."""
     manifest = bundle.manifest
     latents = sample_latents(
-        load_model(context.store, unet_ref),
+        load_model(store, unet_ref),
         NoiseSchedule.from_config(base.scheduler_config),
         noise=noise,
         embeddings=encode_captions(base.tokenizer, base.text_encoder, captions),
@@ -63,7 +64,7 @@ def torch_images(  # noqa: PLR0913 - everything that decides the pictures
         guidance_scale=manifest.guidance_scale,
         prediction_type=manifest.model_prediction,
     )
-    decoder = load_model(context.store, decoder_ref)
+    decoder = load_model(store, decoder_ref)
     return torch.cat([decoder.decode(z / base.scaling_factor).sample for z in latents.split(1)])
 
 

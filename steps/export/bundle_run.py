@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from artifacts_schema.bundle import REQUIRED_COMPONENTS, BundleManifest, Component
-from steps.diffusion.parameterization import ddim_step, guided, x_from_eps
+from steps.diffusion.ddim import walk
+from steps.diffusion.parameterization import guided
 from steps.diffusion.schedule import CLEAN, NoiseSchedule
 from steps.evaluation.pictures import png
 from steps.export.interpreter import ChunkedProgram, Program, load_packages
@@ -87,19 +88,13 @@ class Bundle:
         """The latents (1, c, h, w) of `draw`, of unit variance."""
         self._check_noise(noise)
         text = self._encode([negative_prompt, prompt], rounded)
-        z = noise.float()
-        grid = [*self.manifest.timesteps, CLEAN]
-        for t, t_next in zip(grid[:-1], grid[1:], strict=True):
-            now, following = torch.tensor([t]), torch.tensor([t_next])
-            eps = self._noise(z, t, text, rounded)
-            x = x_from_eps(z=z, eps=eps, alpha=self.schedule.alpha(now), sigma=self.schedule.sigma(now))
-            z = ddim_step(
-                x=x,
-                eps=eps,
-                alpha_next=self.schedule.alpha(following),
-                sigma_next=self.schedule.sigma(following),
-            )
-        return z
+        return walk(
+            self.schedule,
+            lambda z, t: self._noise(z, t, text, rounded),
+            z=noise.float(),
+            points=torch.tensor([*self.manifest.timesteps, CLEAN]),
+            kind="epsilon",
+        )
 
     def decode(self, latents: Tensor, *, rounded: bool = True) -> Tensor:
         """The picture (1, 3, H, W), in about [-1, 1], of latents (1, c, h, w) of unit variance."""
@@ -132,14 +127,14 @@ class Bundle:
         """(1, c, h, w) of the noise that one picture is drawn from."""
         return (1, *self.unet.inputs["sample"][1:])
 
-    def _noise(self, z: Tensor, t: int, text: Tensor, rounded: bool) -> Tensor:
+    def _noise(self, z: Tensor, t: Tensor, text: Tensor, rounded: bool) -> Tensor:
         """The guided noise, in one call of a UNet of batch 2 or two of batch 1."""
         batch = self.unet.inputs["sample"][0]
         parts = []
         for half in text.split(batch):
             inputs = {
                 "sample": z.expand(batch, -1, -1, -1),
-                "timestep": torch.full((batch,), float(t)),
+                "timestep": t.float().repeat(batch),
                 "encoder_hidden_states": half,
             }
             parts.append(self.unet.run(inputs, rounded=rounded)["noise_pred"])

@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import coremltools as ct
+from coremltools.converters.mil.mil import Block, Var
+from coremltools.converters.mil.mil import Program as MilProgram
 from coremltools.models import utils
+from coremltools.proto.Model_pb2 import Model
 
 from artifacts_schema.bundle import Component
 from steps.export.contract import CONTRACT_REVISION, DESCRIPTIONS, VERSION_KEY, Contract
@@ -60,13 +62,13 @@ def _corrected_cut() -> Iterator[None]:
     """
     second_chunk, passing = utils._make_second_chunk_prog, utils._get_first_chunk_outputs
 
-    def at_its_target(program: Any, operation: int) -> Any:
+    def at_its_target(program: MilProgram, operation: int) -> MilProgram:
         target = program.functions["main"].opset_version
         chunk = second_chunk(program, operation)
         chunk.functions["main"].opset_version = target
         return chunk
 
-    def as_computed(block: Any, operation: int) -> list[Any]:
+    def as_computed(block: Block, operation: int) -> list[Var]:
         found = set(passing(block, operation))
         made = (var for op in block.operations[: operation + 1] for var in op.outputs)
         return [var for var in made if var in found]
@@ -78,7 +80,7 @@ def _corrected_cut() -> Iterator[None]:
         utils._make_second_chunk_prog, utils._get_first_chunk_outputs = second_chunk, passing
 
 
-def check_chunks(component: Component, specs: list[Any], contract: Contract) -> None:
+def check_chunks(component: Component, specs: list[Model], contract: Contract) -> None:
     """Raises ExportError unless chunk 2 finds all its inputs and gives the contract's outputs."""
     inputs = {tensor.name for tensor in contract[0]}
     first_inputs = {feature.name for feature in specs[0].description.input}
@@ -99,7 +101,9 @@ def check_chunks(component: Component, specs: list[Any], contract: Contract) -> 
         )
 
 
-def _describe(written: Path, target: Path, source: Any, component: Component, number: int) -> None:
+def _describe(
+    written: Path, target: Path, source: ct.models.MLModel, component: Component, number: int
+) -> None:
     """Save a chunk again with what the whole package says of itself, which splitting leaves out."""
     chunk = ct.models.MLModel(str(written), skip_model_load=True)
     chunk.author, chunk.license, chunk.version = source.author, source.license, source.version

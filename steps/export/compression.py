@@ -6,22 +6,21 @@ files. A model that is split into chunks is compressed chunk by chunk: each is a
 
 import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import coremltools as ct
 import coremltools.optimize.coreml as optimize
 import numpy as np
 from coremltools.converters.mil.converter import mil_convert
+from coremltools.converters.mil.mil import Program as MilProgram
 from coremltools.converters.mil.mil.passes.graph_pass import PassOption
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-from numpy.typing import NDArray
 
 from steps.export.convert import known_warnings, make_reproducible
 from steps.export.interpreter import Program, read_package
-from steps.export.palette import palette
+from steps.export.palette import Weight, palette
 from steps.files.errors import ExportError
 
 # A table of 256 numbers takes as much as 256 weights: below this many, compression saves next to nothing.
@@ -30,7 +29,7 @@ UNIFORM = {"palette_8": 8, "palette_6": 6, "palette_4": 4}
 BITS = (2, 4, 6, 8)  # of a palette before iOS 18
 
 
-def weights(program: Program, *, smallest: int = SMALLEST) -> dict[str, NDArray[Any]]:
+def weights(program: Program, *, smallest: int = SMALLEST) -> dict[str, Weight]:
     """The weights worth compressing, by name: of `smallest` numbers or more, and not the table of an embedding.
 
     Raises ExportError naming the first weight of the program, of any size, that is not finite: it would spoil its
@@ -94,7 +93,7 @@ def compress(
             gc.collect()  # coremltools leaves the removal of its scratch folders to the garbage collector
 
 
-def _apply(program: Any, scheme: str | Mapping[str, int], names: Mapping[str, Any]) -> None:
+def _apply(program: MilProgram, scheme: str | Mapping[str, int], names: Iterable[str]) -> None:
     """Compress the weights of a loaded program in place."""
     if scheme == "linear_8":
         linear = optimize.OpLinearQuantizerConfig(
@@ -110,7 +109,7 @@ def _apply(program: Any, scheme: str | Mapping[str, int], names: Mapping[str, An
     _run("compression::palettize_weights", program, palettes)
 
 
-def _run(name: str, program: Any, by_weight: Mapping[str, Any]) -> None:
+def _run(name: str, program: MilProgram, by_weight: Mapping[str, object]) -> None:
     graph_pass = PASS_REGISTRY[name]
     graph_pass.set_options(
         [PassOption("config", optimize.OptimizationConfig(op_name_configs=dict(by_weight)))]
@@ -118,7 +117,7 @@ def _run(name: str, program: Any, by_weight: Mapping[str, Any]) -> None:
     graph_pass.apply(program)
 
 
-def _palette(bits: int) -> Any:
+def _palette(bits: int) -> optimize.OpPalettizerConfig:
     return optimize.OpPalettizerConfig(
         mode="custom", lut_function=partial(palette, bits=bits), weight_threshold=0
     )

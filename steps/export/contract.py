@@ -4,7 +4,7 @@ It finds the UNet's inputs and the text encoder's output by name, but takes the 
 decoder and the *first* input of text encoder and decoder: there must be exactly one.
 """
 
-from typing import Any
+from coremltools.proto.Model_pb2 import Model
 
 from artifacts_schema.bundle import Component, TensorContract
 from steps.files.errors import ExportError
@@ -182,7 +182,7 @@ def safety_checker_contract(*, side: int, concepts: int) -> Contract:
     )
 
 
-def check_contract(component: Component, spec: Any, contract: Contract) -> None:
+def check_contract(component: Component, spec: Model, contract: Contract) -> None:
     """Compare a saved model with the contract. Raises ExportError naming the first difference."""
     for kind, features, expected in (
         ("input", spec.description.input, contract[0]),

@@ -17,7 +17,10 @@ from typing import Any
 import coremltools as ct
 import numpy as np
 import torch
+from coremltools.converters.mil.mil import Operation
+from coremltools.proto.Model_pb2 import Model
 from torch import nn
+from torch.jit import ScriptModule
 
 from artifacts_schema.bundle import Component, ExportCost, TensorContract
 from steps.export import precision
@@ -71,7 +74,7 @@ def export(
     attribution: str,
     version: str,
     velocity: bool = False,
-) -> tuple[Any, ExportCost]:
+) -> tuple[Model, ExportCost]:
     """Convert `wrapper` in evaluation mode, save it as `path`, read it back and check it.
 
     Returns the specification read back and what it cost. Raises ExportError when conversion fails or the
@@ -106,12 +109,13 @@ def export(
     return spec, cost
 
 
-def _trace(wrapper: nn.Module, contract: Contract) -> Any:
+def _trace(wrapper: nn.Module, contract: Contract) -> ScriptModule:
     # Zeros are valid token ids, timesteps and latents; values do not matter, only shapes do.
     examples = tuple(torch.zeros(tensor.shape) for tensor in contract[0])
     with known_warnings(), torch.no_grad():
         trace: Any = torch.jit.trace
-        return trace(wrapper.eval(), examples, check_trace=False, strict=False)
+        traced: ScriptModule = trace(wrapper.eval(), examples, check_trace=False, strict=False)
+        return traced
 
 
 def convert(
@@ -120,8 +124,8 @@ def convert(
     contract: Contract,
     target: str,
     *,
-    may_be_float16: Callable[[Any], bool] = precision.may_be_float16,
-) -> Any:
+    may_be_float16: Callable[[Operation], bool] = precision.may_be_float16,
+) -> ct.models.MLModel:
     """A coremltools model of `wrapper` in evaluation mode, not saved. `may_be_float16` says so of an operation.
 
     Raises ExportError naming `name` when coremltools cannot convert it.
@@ -131,11 +135,11 @@ def convert(
 
 def _convert(
     component: str,
-    traced: Any,
+    traced: ScriptModule,
     contract: Contract,
     target: str,
-    may_be_float16: Callable[[Any], bool] = precision.may_be_float16,
-) -> Any:
+    may_be_float16: Callable[[Operation], bool] = precision.may_be_float16,
+) -> ct.models.MLModel:
     inputs, outputs = contract
     with known_warnings():
         try:
@@ -175,12 +179,12 @@ def known_warnings() -> Iterator[None]:
         yield
 
 
-def _numpy(tensor: TensorContract) -> Any:
+def _numpy(tensor: TensorContract) -> type[np.floating]:
     return np.float16 if tensor.dtype == "float16" else np.float32
 
 
 def _describe(
-    model: Any, component: Component, contract: Contract, *, attribution: str, version: str
+    model: ct.models.MLModel, component: Component, contract: Contract, *, attribution: str, version: str
 ) -> None:
     model.author = "SnapFusion pipeline"
     model.license = attribution or "Not stated; see the LICENSE of the bundle."
@@ -213,7 +217,7 @@ def make_reproducible(package: Path) -> None:
     model_path.write_bytes(spec.SerializeToString(deterministic=True))
 
 
-def _number_casts(spec: Any) -> None:
+def _number_casts(spec: Model) -> None:
     """Number the program's casts in order: coremltools numbers them as its passes meet them, which varies."""
     numbers: dict[str, str] = {}
 

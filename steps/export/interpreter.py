@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import coremltools as ct
 import numpy as np
 import torch
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
-from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil import Block, Operation, Var, types
+from coremltools.converters.mil.mil import Program as MilProgram
+from coremltools.proto.Model_pb2 import Model
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
@@ -29,6 +30,9 @@ _KEPT_NUMBERS = 1 << 28
 _WEIGHTS = ("Data", "com.apple.CoreML", "weights")
 # What coremltools and protobuf raise for files that are missing, cut off or of another target.
 _UNREADABLE = (ValueError, RuntimeError, OSError, AssertionError, KeyError, DecodeError)
+
+Value = Tensor | str
+"""Of a variable of a program: numbers, or a word that says how to compute."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,14 @@ class Executed:
 class Program:
     """A loaded package: `inputs` and `outputs` are names and shapes."""
 
-    def __init__(self, component: str, block: Any) -> None:
+    def __init__(self, component: str, block: Block) -> None:
         self.component = component
         self.block = block
         self.inputs = {name: tuple(int(n) for n in var.shape) for name, var in block.inputs.items()}
         self.outputs = {var.name: tuple(int(n) for n in var.shape) for var in block.outputs}
         self._check_known()
         self._last_use = self._find_last_use()
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[str, Value] = {}
         self._keep = _numbers(block) <= _KEPT_NUMBERS
 
     @classmethod
@@ -83,7 +87,7 @@ class Program:
     @torch.no_grad()
     def execute(self, inputs: Mapping[str, Tensor], *, rounded: bool) -> Iterator[Executed]:
         """Run operation by operation; what is no longer needed is dropped. Raises ExportError as `run` does."""
-        values: dict[str, Any] = self._feed(inputs, rounded)
+        values: dict[str, Value] = self._feed(inputs, rounded)
         for position, op in enumerate(self.block.operations):
             if _is_constant(op):
                 values[op.outputs[0].name] = self._constant(op)
@@ -97,7 +101,7 @@ class Program:
                 yield executed
                 del executed  # before the next operation: at full size an attention's products are a gigabyte
 
-    def _constant(self, op: Any) -> Any:
+    def _constant(self, op: Operation) -> Value:
         """The value of a constant, from the last run where the program is small enough to keep them all."""
         name = op.outputs[0].name
         if name in self._constants:
@@ -107,7 +111,7 @@ class Program:
             self._constants[name] = value
         return value
 
-    def _feed(self, inputs: Mapping[str, Tensor], rounded: bool) -> dict[str, Any]:
+    def _feed(self, inputs: Mapping[str, Tensor], rounded: bool) -> dict[str, Value]:
         found = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         if found != self.inputs:
             raise ExportError(f"{self.component}: expected the inputs {self.inputs}, found {found}")
@@ -116,7 +120,7 @@ class Program:
             name: _half(tensor.float()) if halves[name] else tensor.float() for name, tensor in inputs.items()
         }
 
-    def _one(self, op: Any, values: Mapping[str, Any]) -> list[Executed]:
+    def _one(self, op: Operation, values: Mapping[str, Value]) -> list[Executed]:
         arguments = {name: _look_up(var, values) for name, var in op.inputs.items()}
         try:
             result = OPERATIONS[op.op_type](**arguments)
@@ -203,7 +207,7 @@ def _named(known: Mapping[str, Tensor], chunk: Program) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in known.items() if name in chunk.inputs}
 
 
-def read_package(component: str, package: Path) -> tuple[Any, Any]:
+def read_package(component: str, package: Path) -> tuple[Model, MilProgram]:
     """The specification of a package and its program, as coremltools knows them. Raises ExportError as `Program.load`."""
     try:
         spec = ct.models.MLModel(str(package), skip_model_load=True).get_spec()
@@ -213,18 +217,18 @@ def read_package(component: str, package: Path) -> tuple[Any, Any]:
         raise ExportError(f"{component}: the package {package} cannot be read back: {error}") from error
 
 
-def _numbers(block: Any) -> int:
+def _numbers(block: Block) -> int:
     """How many numbers the constants hold."""
     shapes = (op.outputs[0].shape for op in block.operations if _is_constant(op))
     return sum(math.prod(int(n) for n in shape) for shape in shapes)
 
 
-def _is_constant(op: Any) -> bool:
+def _is_constant(op: Operation) -> bool:
     kind: str = op.op_type
     return kind == "const" or kind.startswith("constexpr_")
 
 
-def _constant(op: Any) -> Any:
+def _constant(op: Operation) -> Value:
     """The value of a constant, decompressed where it is compressed: a tensor, or a string as it is."""
     value = op.outputs[0].val if op.op_type == "const" else op.materialized_val_inference()
     if isinstance(value, str):
@@ -235,7 +239,7 @@ def _constant(op: Any) -> Any:
     return torch.from_numpy(array.astype(np.bool_ if array.dtype.kind == "b" else np.int64))
 
 
-def _inputs(op: Any) -> Iterator[Any]:
+def _inputs(op: Operation) -> Iterator[Var]:
     for var in op.inputs.values():
         if isinstance(var, (list, tuple)):
             yield from var
@@ -243,13 +247,13 @@ def _inputs(op: Any) -> Iterator[Any]:
             yield var
 
 
-def _look_up(var: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(var, (list, tuple)):
+def _look_up(var: Var | Sequence[Var], values: Mapping[str, Value]) -> Value | list[Value]:
+    if isinstance(var, Sequence):
         return [values[item.name] for item in var]
     return values[var.name]
 
 
-def _is_half(var: Any) -> bool:
+def _is_half(var: Var) -> bool:
     half: bool = var.dtype == types.fp16
     return half
 

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from steps.export.compression import BITS
 from steps.export.interpreter import Program
-from steps.export.palette import palettized
+from steps.export.palette import Weight, palettized
 from steps.export.program_check import Sample
 
 MEASURED_AT = 4  # bits at which the interpreter is asked; the other errors follow from the weight's own
@@ -31,7 +29,7 @@ class Sensitivity:
 
 
 def sensitivities(
-    program: Program, weights: Mapping[str, NDArray[Any]], samples: Sequence[Sample]
+    program: Program, weights: Mapping[str, Weight], samples: Sequence[Sample]
 ) -> dict[str, Sensitivity]:
     """Run `program` once a weight and sample, with that weight alone in a palette of `MEASURED_AT` bits.
 
@@ -105,16 +103,16 @@ def size(sensitivity: Mapping[str, Sensitivity], bits: Mapping[str, int]) -> int
     return sum(item.bytes(bits[name]) for name, item in sensitivity.items())
 
 
-def with_bits(program: Program, weights: Mapping[str, NDArray[Any]], bits: Mapping[str, int]) -> Program:
+def with_bits(program: Program, weights: Mapping[str, Weight], bits: Mapping[str, int]) -> Program:
     """The program with weights as the palettes of `bits` have them."""
     return program.with_constants({name: _tensor(weights[name], count) for name, count in bits.items()})
 
 
-def _tensor(weight: NDArray[Any], bits: int) -> torch.Tensor:
+def _tensor(weight: Weight, bits: int) -> torch.Tensor:
     return torch.from_numpy(palettized(weight, bits).astype(np.float32))
 
 
-def _square_error(weight: NDArray[Any], bits: int) -> float:
+def _square_error(weight: Weight, bits: int) -> float:
     difference = palettized(weight, bits).astype(np.float64) - weight.astype(np.float64)
     return float(np.square(difference).mean())
 

@@ -3,9 +3,9 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +24,7 @@ class EncoderForExport(nn.Module):
     factor = scaling_factor / 0.18215, and 2 ln(factor) is added to the logarithms of the variances.
     """
 
-    def __init__(self, vae: Any, scaling_factor: float) -> None:
+    def __init__(self, vae: AutoencoderKL, scaling_factor: float) -> None:
         super().__init__()
         if not scaling_factor > 0:
             raise ExportError(f"vae_encoder: scaling_factor must be positive, found {scaling_factor}")
@@ -51,7 +51,7 @@ class SafetyCheckerForExport(nn.Module):
     The concepts' vectors are brought to length 1 beforehand, in float32.
     """
 
-    def __init__(self, checker: Any) -> None:
+    def __init__(self, checker: StableDiffusionSafetyChecker) -> None:
         super().__init__()
         self.vision_model = checker.vision_model
         self.visual_projection = checker.visual_projection

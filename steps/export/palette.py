@@ -5,16 +5,17 @@ the sorted ones and its mean a difference of running sums: the time does not gro
 at random.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 200
 _BINS = 64
 
+Weight = NDArray[np.floating]
+"""Numbers of a layer, as a package or a program in torch holds them."""
 
-def palette(weight: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+
+def palette(weight: Weight, bits: int) -> tuple[Weight, NDArray[np.uint8]]:
     """(table of 2^bits numbers, rising, in the weight's type; index of each number, flat) of a finite weight.
 
     A weight of fewer different numbers than the table has entries is kept exactly; the last entry is repeated.
@@ -30,14 +31,14 @@ def palette(weight: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[np.u
     return centres.astype(weight.dtype), nearest.astype(np.uint8)[inverse.ravel()]
 
 
-def palettized(weight: NDArray[Any], bits: int) -> NDArray[Any]:
+def palettized(weight: Weight, bits: int) -> Weight:
     """The weight as a runtime sees it: each number replaced by its table entry."""
     table, indices = palette(weight, bits)
-    found: NDArray[Any] = table[indices].reshape(weight.shape)
+    found: Weight = table[indices].reshape(weight.shape)
     return found
 
 
-def _first_centres(numbers: NDArray[np.float64], counts: NDArray[Any], size: int) -> NDArray[np.float64]:
+def _first_centres(numbers: NDArray[np.float64], counts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
     """Spread with the cube root of the density, which is best in the limit of many centres (Panter and Dite 1951)."""
     histogram, edges = np.histogram(numbers, bins=_BINS, weights=counts)
     mass = np.concatenate([[0.0], np.cumsum(np.cbrt(histogram))])
@@ -47,7 +48,7 @@ def _first_centres(numbers: NDArray[np.float64], counts: NDArray[Any], size: int
 
 
 def _lloyd(
-    numbers: NDArray[np.float64], counts: NDArray[Any], centres: NDArray[np.float64]
+    numbers: NDArray[np.float64], counts: NDArray[np.int64], centres: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Move every centre to the mean of what is nearest to it until nothing moves; an empty one stays."""
     amounts = np.concatenate([[0.0], np.cumsum(counts)])

@@ -6,7 +6,7 @@ Passing is necessary, not sufficient: the program runs in torch here (`interpret
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -16,17 +16,14 @@ from torch import Tensor, nn
 from artifacts_schema.bundle import Component, Parity, ParityPoint
 from artifacts_schema.config import ProgramCheckConfig
 from steps.export.contract import Contract
-from steps.export.interpreter import ChunkedProgram, Executed, Program, load_packages
+from steps.export.interpreter import ChunkedProgram, Program, load_packages
 from steps.export.rounding import rounded_results, with_rounded_weights
+from steps.export.watch import Watch
 from steps.files.errors import ExportError
 
 logger = logging.getLogger(__name__)
 
-_FLOAT16_OVERFLOW = 65520.0  # the smallest number that rounds to infinity
-_JUMP = 10.0  # times the largest error among an operation's inputs
-_VISIBLE = 0.01  # relative errors below are no jump, whatever they started from
 _EXPLAINED_DB = 1.0  # so close is the exact run to torch with rounded weights where these explain it
-_PIECE = 1 << 24  # numbers; the difference of two large results is taken in pieces of this size
 
 
 @dataclass(frozen=True)
@@ -138,21 +135,35 @@ def check_gates(component: Component, parity: Parity, gates: ProgramCheckConfig)
     for point in parity.points:
         if not point.exact_db >= gates.min_exact_db:
             if not point.exact_db >= point.weights_db - _EXPLAINED_DB:
-                _refuse(component, parity, point, "without rounding", gates.min_exact_db, point.exact_db)
+                _refuse(
+                    component,
+                    parity,
+                    point,
+                    "without rounding",
+                    expected=gates.min_exact_db,
+                    found=point.exact_db,
+                )
             note = (
                 f"{point.place}: {point.exact_db:.1f} dB because of the weights' float16 alone: torch with such "
                 f"weights reaches {point.weights_db:.1f} dB"
             )
         if not point.rounded_db >= gates.min_rounded_db:
-            _refuse(component, parity, point, "with float16 results", gates.min_rounded_db, point.rounded_db)
+            _refuse(
+                component,
+                parity,
+                point,
+                "with float16 results",
+                expected=gates.min_rounded_db,
+                found=point.rounded_db,
+            )
         if not point.loss_db <= gates.max_loss_db:
             _refuse(
                 component,
                 parity,
                 point,
                 "with float16 results (as torch has them, less coreml_export.program_check.max_loss_db)",
-                point.rounded_db + point.loss_db - gates.max_loss_db,
-                point.rounded_db,
+                expected=point.rounded_db + point.loss_db - gates.max_loss_db,
+                found=point.rounded_db,
             )
     return parity.model_copy(update={"exact_note": note})
 
@@ -186,7 +197,7 @@ class _Comparison:
     def __init__(self, component: Component, program: Program | ChunkedProgram, contract: Contract) -> None:
         self.program = program
         self.output = contract[1][0].name
-        self.watch = _Watch(component)
+        self.watch = Watch(component)
 
     def of(self, result: TorchResult) -> ParityPoint:
         """One sample's ratios. Raises ExportError as `check_program` does."""
@@ -225,49 +236,6 @@ class _Comparison:
         return found
 
 
-@dataclass
-class _Watch:
-    """What is noticed while a program runs twice, exactly and rounded, side by side."""
-
-    component: Component
-    largest: float = 0.0
-    largest_operation: str = ""
-    jump: str | None = None
-    place: str = ""
-    errors: dict[str, float] = field(default_factory=dict)
-
-    def start(self, place: str) -> None:
-        """A new sample begins."""
-        self.place = place
-        self.errors.clear()
-
-    def see(self, exact: Executed, rounded: Executed) -> None:
-        """Raises ExportError at the first result that is not finite."""
-        if not exact.value.is_floating_point() or not exact.value.numel():
-            return
-        sizes = _largest(exact.value), _largest(rounded.value)
-        self._check_finite(exact, *sizes)
-        if exact.half and sizes[0] > self.largest:
-            self.largest, self.largest_operation = sizes[0], f"{exact.operation} {exact.name}"
-        error = _relative_error(exact.value, rounded.value)
-        before = max((self.errors.get(name, 0.0) for name in exact.sources), default=0.0)
-        self.errors[exact.name] = error
-        if self.jump is None and error > max(_VISIBLE, _JUMP * before):
-            self.jump = (
-                f"{exact.operation} {exact.name} ({self.place}): relative error {before:.2g} to {error:.2g}"
-            )
-
-    def _check_finite(self, exact: Executed, size: float, rounded_size: float) -> None:
-        overflows = exact.half and not rounded_size < _FLOAT16_OVERFLOW
-        if overflows or not math.isfinite(size) or not math.isfinite(rounded_size):
-            kind = "float32" if not math.isfinite(size) else "float16"
-            raise ExportError(
-                f"{self.component}: {exact.operation} {exact.name} is the first operation that is not finite in "
-                f"{kind} ({self.place}); it reaches {max(size, rounded_size):.3g}, float16 ends at 65504. Train with "
-                "more weight decay, or keep this operation in float32 (steps/export/precision.py)"
-            )
-
-
 def _worst(points: list[ParityPoint]) -> ParityPoint:
     """Of several samples at one place: the lowest of each ratio, and the mean loss, which one sample decides by chance."""
     lowest = {
@@ -279,20 +247,8 @@ def _worst(points: list[ParityPoint]) -> ParityPoint:
     return ParityPoint(place=points[0].place, inputs=len(points), **lowest)
 
 
-def _largest(value: Tensor) -> float:
-    """Of the absolute values, without a copy of them; NaN when there is one."""
-    low, high = torch.aminmax(value)
-    return max(-float(low), float(high))
-
-
-def _relative_error(exact: Tensor, rounded: Tensor) -> float:
-    size = float(torch.linalg.vector_norm(exact))
-    pieces = zip(exact.reshape(-1).split(_PIECE), rounded.reshape(-1).split(_PIECE), strict=True)
-    return math.hypot(*(float(torch.linalg.vector_norm(a - b)) for a, b in pieces)) / size if size else 0.0
-
-
 def _refuse(
-    component: Component, parity: Parity, point: ParityPoint, how: str, expected: float, found: float
+    component: Component, parity: Parity, point: ParityPoint, how: str, *, expected: float, found: float
 ) -> None:
     raise ExportError(
         f"{component}: expected at least {expected:.1f} dB {how} on the {parity.quantity} ({point.place}), "

@@ -8,13 +8,14 @@ of the timestep, and whatever lies outside of the network itself.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 
 def with_rounded_weights(module: nn.Module, *, in_place: bool = False) -> nn.Module:
@@ -44,13 +45,13 @@ def rounded_results(network: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _switched(module: nn.Module, mode: "_RoundedResults", *, inside: bool) -> list[Any]:
+def _switched(module: nn.Module, mode: "_RoundedResults", *, inside: bool) -> list[RemovableHandle]:
     """Switch rounding to `inside` while `module` runs, and back after it."""
 
-    def before(*_: Any) -> None:
+    def before(*_: object) -> None:
         mode.active = inside
 
-    def after(*_: Any) -> None:
+    def after(*_: object) -> None:
         mode.active = not inside
 
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
@@ -64,8 +65,12 @@ class _RoundedResults(TorchDispatchMode):
         self.active = False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         # A view shows numbers that were rounded when they were made.
         if not self.active or func.is_view:
@@ -75,9 +80,11 @@ class _RoundedResults(TorchDispatchMode):
         return tree_map(_rounded, result)
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     return value.half().float() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
-def _round_in_place(value: Any) -> Any:
-    return value.copy_(_rounded(value)) if isinstance(value, Tensor) else value
+def _round_in_place(value: object) -> object:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.copy_(value.half().float())
+    return value

@@ -1,13 +1,14 @@
 """The models as the runtime calls them: its tensor layouts, its noise prediction, its latent scaling."""
 
 import copy
-from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import ExportError
+from steps.unet.small_decoder import SmallDecoder
 
 RUNTIME_SCALING_FACTOR = 0.18215
 """Apple's Swift decoder divides latents by this number, whatever the model."""
@@ -70,7 +71,7 @@ class DecoderForExport(nn.Module):
     exact but for the rounding of the weights, and costs nothing at run time.
     """
 
-    def __init__(self, vae: Any, scaling_factor: float) -> None:
+    def __init__(self, vae: AutoencoderKL | SmallDecoder, scaling_factor: float) -> None:
         super().__init__()
         if not scaling_factor > 0:
             raise ExportError(f"vae_decoder: scaling_factor must be positive, found {scaling_factor}")

@@ -1,16 +1,14 @@
-"""SHA-256 of large files, each read once: remembered on disk by path, size, time of change and inode."""
+"""SHA-256 of large files, each read once: remembered on disk by path, size, times of change and inode."""
 
 import hashlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steps.files.errors import DataError
+from steps.files.errors import DamagedError, DataError, DiskFullError
+from steps.files.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from steps.files.progress import Progress
@@ -73,27 +71,21 @@ class FileHashes:
 
     def _recall(self, path: Path) -> str | None:
         try:
-            note = json.loads(self._note(path).read_text(encoding="utf-8"))
+            note = read_sealed(self._note(path))
             return str(note["sha256"]) if note["stamp"] == _stamp(path) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # never read, or a note that a power cut left in pieces
+        except (OSError, DamagedError, KeyError):
+            return None  # never read, or a damaged note
 
     def _remember(self, path: Path, stamp: list[int], sha256: str) -> None:
         """A note that cannot be written costs another reading, no more."""
-        text = json.dumps({"path": str(path.resolve()), "stamp": stamp, "sha256": sha256})
-        note = self._note(path)
-        partial = note.with_suffix(f".{os.getpid()}")
+        note = {"path": str(path.resolve()), "stamp": stamp, "sha256": sha256}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(note)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
+            write_sealed(self._note(path), note)
+        except (OSError, DiskFullError) as error:
             logger.warning("the hash of %s cannot be remembered in %s: %s", path, self._folder, error)
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file does: size, time of change (ns), inode."""
+    """What changes when a file does: size, times of change (ns), inode. Nobody can set the second time back."""
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

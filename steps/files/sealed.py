@@ -1,12 +1,14 @@
-"""JSON files of unfinished work that carry their own hash.
+"""JSON that carries its own hash: files of unfinished work, and the documents of a store.
 
-What a later attempt goes on from must be what was written. A sealed file holds the hash of all it says under `seal`; one
-without it (damaged there, or written by an earlier version) counts as damaged: else one wrong bit in that name would
-switch the check off.
+What is read must be what was written. A sealed file holds the hash of all it says under `seal`; one without it (damaged
+there, or written by something else) counts as damaged: else one wrong bit in that name would switch the check off. A
+document is sealed as text, because a swap compares texts, and together with its key: one that lies under another's name
+is damaged, too. Sealed, it is JSON still: `{"seal": "<hash>", "document": <the text as it was given>}`.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from steps.files.disk import no_space_is_said, sync
 from steps.files.errors import DamagedError
 
 _SEAL = "seal"
+_DOCUMENT = re.compile(rb'\{"seal": "([0-9a-f]{64})", "document": (.*)\}\n', re.DOTALL)
+
+_WHAT_TO_DO = "run `python -m flows.commands.fsck` on the store"
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -47,6 +52,27 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if seal != _hash(found):
         raise DamagedError(f"{path} does not have the hash it was written with")
     return dict(found)
+
+
+def seal(key: str, text: str) -> bytes:
+    """A document's text with its hash, as a store keeps it under `key`."""
+    return f'{{"seal": "{_text_hash(key, text.encode())}", "document": {text}}}\n'.encode()
+
+
+def unseal(key: str, sealed: bytes) -> str:
+    """The text that was sealed. Raises DamagedError, naming the key, when it is not what was written there."""
+    found = _DOCUMENT.fullmatch(sealed)
+    if found is None:
+        raise DamagedError(f"document {key} is damaged: it carries no hash; {_WHAT_TO_DO}")
+    if found[1].decode() != _text_hash(key, found[2]):
+        raise DamagedError(
+            f"document {key} is damaged: it does not have the hash it was written with; {_WHAT_TO_DO}"
+        )
+    return found[2].decode()
+
+
+def _text_hash(key: str, text: bytes) -> str:
+    return hashlib.sha256(key.encode() + b"\0" + text).hexdigest()
 
 
 def _hash(content: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ from steps.inputs.folders import MICRO, base_folder
 
 _PROBE_BYTES = 16 << 20
 _SPARE_BYTES = 1 << 30
+_MOST_HEADER = 100_000_000  # safetensors' own limit
 # Optimizer moments, weights and moving average are each as large as the float32 weights.
-_CHECKPOINT_COPIES = 4
+_CHECKPOINT_COPIES = 5
 _CHECKPOINTS = 3  # of the training at hand: two are kept while the next is written
 # Checkpoints of every training stage, their results, pictures and packages.
 _STORE_COPIES = 60
@@ -65,9 +66,14 @@ def facts_of(folder: Path) -> BaseFacts:
 
 
 def _parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header: eight bytes of length, then JSON."""
+    """Numbers in a safetensors file, from its header: eight bytes of length, then JSON. Raises ValueError."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(file.read(8), "little")
+        if length > (most := min(path.stat().st_size, _MOST_HEADER)):
+            raise ValueError(
+                f"its header claims {length} bytes, expected at most {most}; copy the file again"
+            )
+        header = json.loads(file.read(length))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 

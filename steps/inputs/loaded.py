@@ -73,12 +73,12 @@ class StageInputs:
     @cached_property
     def signal_clip(self) -> ClipScorer:
         """The evaluator that may guide decisions (evolution, guidance scale)."""
-        return ClipScorer.load(self._required("signal_clip"))
+        return ClipScorer.load(self._required("signal_clip"), self.context.device)
 
     @cached_property
     def measure_clip(self) -> ClipScorer:
         """The evaluator that only measures."""
-        return ClipScorer.load(self._required("measure_clip"))
+        return ClipScorer.load(self._required("measure_clip"), self.context.device)
 
     @cached_property
     def inception(self) -> Path | None:

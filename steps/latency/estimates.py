@@ -11,8 +11,9 @@ from artifacts_schema.config import SnapFusionConfig, TrainingConfig
 
 _TRAINING = 3.0  # forward and backward, in forward passes
 _GUIDED = 2.0  # a guided step calls the UNet on both branches
-_STATE_COPIES = 5  # float32 weights, gradients, two moments, moving average
+_STATE_COPIES = 6  # float32 weights, gradients, two moments, moving average, best state
 _SMALL_DECODER = 0.3  # of the full decoder's forward pass, at half the width
+_HELD_OUT = 128  # samples of a check of v, see steps.training.selection
 _FLOAT = 4
 
 
@@ -28,33 +29,39 @@ class StageEstimate:
 def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
     """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
 
-    The evolved UNet is taken to cost the latency budget's share of the base.
+    The evolved UNet is taken to cost the latency budget's share of the base. `start` is told of where `costs` hold the
+    number of `pictures` that it encodes.
     """
     share = config.architecture_evolution.latency_budget
     guided_share = config.step_distillation.cfg_probability
     original = 1.0 if config.step_distillation.gamma > 0 else 0.0
     base_term = 1.0 if config.velocity_finetuning.base_velocity_weight > 0 else 0.0
+    velocity, robust = config.velocity_finetuning.training, config.robust_training.training
     teacher = 2.0 * (1.0 + guided_share)  # two steps, some of them guided
     student = _TRAINING * (1.0 + guided_share + original)
+    own = share if config.student_16.teacher == "architecture_evolution" else 1.0
     evolution = config.architecture_evolution
+    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
+    start = [StageEstimate("start", costs["pictures"] * encoded)] if "pictures" in costs else []
     return [
+        *start,
         _training(
-            "velocity_finetuning", config.velocity_finetuning.training, _TRAINING + base_term, costs, 2
+            "velocity_finetuning", velocity, _TRAINING + base_term, costs, 2, more=_checks(velocity, costs)
         ),
-        _training("robust_training", config.robust_training.training, _TRAINING, costs, 1),
+        _training("robust_training", robust, _TRAINING, costs, 1, more=_checks(robust, costs)),
         _training(
             "architecture_evolution", evolution.training, _TRAINING, costs, 1, more=_probes(config, costs)
         ),
-        _training("teacher_16", config.teacher_16.training, teacher + student, costs, 2, batches=2),
-        _training(
+        _distillation("teacher_16", config, teacher + student, costs, teacher=1.0, student=1.0),
+        _distillation(
             "student_16",
-            config.student_16.training,
-            share * (2.0 + _TRAINING * (1 + original)),
+            config,
+            2.0 * own + share * _TRAINING * (1 + original),
             costs,
-            2,
-            batches=2,
+            teacher=own,
+            student=share,
         ),
-        _training("student_8", config.student_8.training, teacher + share * student, costs, 2, batches=2),
+        _distillation("student_8", config, teacher + share * student, costs, teacher=1.0, student=share),
         _decoder(config, costs),
         StageEstimate("evaluation", _evaluation(config, costs)),
     ]
@@ -96,6 +103,29 @@ def _training(
     memory = _FLOAT * copies * costs["unet_parameters"]
     memory += half * batches * training.batch_size * costs["unet_activation_bytes"]
     return StageEstimate(stage, images * forwards * costs["unet_forward_s"] + more, memory)
+
+
+def _checks(training: TrainingConfig, costs: Mapping[str, float]) -> float:
+    """Seconds of the held-out checks of v."""
+    return (training.held_out_checks + 1) * _HELD_OUT * costs["unet_forward_s"]
+
+
+def _distillation(
+    stage: str,
+    config: SnapFusionConfig,
+    forwards: float,
+    costs: Mapping[str, float],
+    *,
+    teacher: float,
+    student: float,
+) -> StageEstimate:
+    """A step distillation with its held-out checks; `teacher` and `student` cost so much of the base's UNet."""
+    section = config.step_distillation
+    training: TrainingConfig = getattr(config, stage).training
+    steps = section.final_steps if stage == "student_8" else section.intermediate_steps
+    drawn = 2.0 * steps * teacher + (training.held_out_checks + 1) * steps * student
+    checks = section.validation_captions * drawn * _GUIDED * costs["unet_forward_s"]
+    return _training(stage, training, forwards, costs, 2, batches=2, more=checks)
 
 
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:

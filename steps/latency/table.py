@@ -35,14 +35,6 @@ def predict(table: LatencyTable, spec: ArchitectureSpec) -> float:
     return total * table.whole / table.sum_of_parts
 
 
-def require_same_protocol(one: LatencyTable, other: LatencyTable) -> None:
-    """Raise LatencyTableError naming the first thing in which two tables' numbers are not comparable."""
-    theirs = other.protocol()
-    for key, value in one.protocol().items():
-        if value != theirs[key]:
-            raise LatencyTableError(f"tables of unlike {key} never mix: {value!r} and {theirs[key]!r}")
-
-
 def import_table(
     path: Path,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steps.data.prepared import encode_moments
 from steps.models.base import BaseModel
 from steps.training.randomness import keyed_normal
 from steps.unet.architecture import list_units
@@ -20,12 +21,14 @@ _REPEATS = 3
 def measure_unit_costs(base: BaseModel, device: torch.device) -> dict[str, float]:
     """Seconds of one forward pass per latent, bytes kept for the backward pass per latent, and parameters.
 
-    Keys: `unet_forward_s`, `decoder_forward_s`, `unet_activation_bytes`, `decoder_activation_bytes`,
-    `unet_parameters`, `decoder_parameters`, and `units`, the number of removable ones. Medians of three in
-    float32, at a batch of four.
+    Keys: `unet_forward_s`, `decoder_forward_s`, `encoder_forward_s` and `text_encoder_forward_s` (of a picture and of a
+    caption), `unet_activation_bytes`, `decoder_activation_bytes`, `unet_parameters`, `decoder_parameters`, and `units`,
+    the number of removable ones. Medians of three in float32, at a batch of four. Leaves the models on `device`.
     """
     unet: Any = base.unet.to(device)
     vae: Any = base.vae.to(device)
+    text_encoder: Any = base.text_encoder
+    text_encoder.to(device)
     shape = base.latent_shape
     z = keyed_normal(shape, seed=0, name="unit costs", iteration=0, indices=torch.arange(_LATENTS)).to(device)
     t = torch.full((_LATENTS,), 500, device=device)
@@ -39,9 +42,14 @@ def measure_unit_costs(base: BaseModel, device: torch.device) -> dict[str, float
     def decode(count: int) -> Tensor:
         return vae.decode(z[:count]).sample  # type: ignore[no-any-return]
 
+    pictures = torch.zeros(_LATENTS, 3, base.image_size, base.image_size, dtype=torch.uint8)
+    ids = torch.zeros(_LATENTS, base.tokenizer.model_max_length, dtype=torch.long, device=device)
+
     return {
         "unet_forward_s": _seconds(denoise, device),
         "decoder_forward_s": _seconds(decode, device),
+        "encoder_forward_s": _seconds(lambda count: encode_moments(base, pictures[:count]), device),
+        "text_encoder_forward_s": _seconds(lambda count: text_encoder(ids[:count])[0], device),
         "unet_activation_bytes": _kept_bytes(denoise, unet),
         "decoder_activation_bytes": _kept_bytes(decode, vae.decoder),
         "unet_parameters": float(sum(p.numel() for p in unet.parameters())),

@@ -113,7 +113,6 @@ def _check_text(
         )
 
 
-@torch.no_grad()
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
     """int64 (n, max_length), padded and cut, exactly as StableDiffusionPipeline makes them."""
     tokens = tokenizer(
@@ -127,6 +126,7 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor
     return ids
 
 
+@torch.no_grad()
 def encode_captions(
     tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: Sequence[str], *, batch_size: int = 64
 ) -> torch.Tensor:

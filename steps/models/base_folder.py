@@ -3,19 +3,22 @@
 from pathlib import Path
 
 from artifacts_schema.base import content_hash
+from artifacts_schema.references import FolderRef
 from steps.files.disk import file_sha256
 from steps.files.errors import BaseModelError, StoreError
 from steps.files.folder_files import folder_files
+from steps.store.base import Store
 
 COMPONENTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_MEANINGFUL = (".safetensors", ".json", ".txt")
+_MEANINGFUL = (".safetensors", ".json", ".txt", ".model")  # weights, configurations, vocabularies
 
 
 def check_base_folder(path: Path) -> None:
-    """Refuse a base that lacks a component, carries pickled weights or has links to nothing.
+    """Refuse a base that lacks a component, has weights as pickles only, or links that lead out of it or to nothing.
 
-    Raises BaseModelError with the file.
+    Pickles beside the safetensors of the same component, or at the top of a whole base, as hubs have them, are passed
+    over: nothing reads or stores them. Raises BaseModelError with the file.
     """
     if not (path / "model_index.json").is_file():
         raise BaseModelError(
@@ -32,22 +35,35 @@ def check_base_folder(path: Path) -> None:
                 f"the base {path} lacks the component '{name}' ({path / name} is not a folder)"
             )
     for file in files:
-        if file.suffix in _PICKLES:
+        if file.suffix in _PICKLES and file.parent != path and not list(file.parent.glob("*.safetensors")):
             raise BaseModelError(
-                f"{file} holds pickled weights, which are never loaded; convert the base to safetensors"
+                f"{file} holds pickled weights, which are never loaded, and no .safetensors lies beside it; download "
+                "that, or convert the base to safetensors"
             )
     for name in ("text_encoder", "unet", "vae"):
         if not list((path / name).glob("*.safetensors")):
             raise BaseModelError(f"the base component {path / name} has no .safetensors file")
 
 
-def folder_identity(path: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's weights, configurations and vocabularies.
+def model_files(folder: Path) -> dict[str, Path]:
+    """What counts of a model folder, by relative path: its weights, configurations and vocabularies.
 
-    Raises StoreError, see `folder_files`.
+    Pickles, pictures and whatever is hidden (a downloader's own notes) are neither hashed nor stored. Raises StoreError,
+    see `folder_files`.
     """
-    files = {}
-    for file in folder_files(path):
-        if file.suffix in _MEANINGFUL:
-            files[file.relative_to(path).as_posix()] = file_sha256(file)
-    return content_hash(files)
+    files = {file.relative_to(folder).as_posix(): file for file in folder_files(folder)}
+    return {
+        name: file
+        for name, file in files.items()
+        if file.suffix in _MEANINGFUL and not any(part.startswith(".") for part in name.split("/"))
+    }
+
+
+def folder_identity(path: Path) -> str:
+    """SHA-256 over the names and contents of what counts of a model folder. Raises StoreError, see `folder_files`."""
+    return content_hash({name: file_sha256(file) for name, file in model_files(path).items()})
+
+
+def put_model_folder(store: Store, folder: Path) -> FolderRef:
+    """Store what counts of a model folder. Raises StoreError, see `folder_files`."""
+    return FolderRef(files={name: store.put_file(file) for name, file in model_files(folder).items()})

@@ -1,21 +1,20 @@
 """Charts of a report, as Vega-Lite specifications made with Altair."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.compression import CompressionRecord
-from artifacts_schema.evaluation import EvaluationRecord
+from artifacts_schema.evaluation import GuidancePoint
 from artifacts_schema.latency import LatencyTable
 
 WIDTH = 760
 _HEIGHT = 260
 
 
-def latency_shares(table: LatencyTable) -> dict[str, Any]:
+def latency_shares(table: LatencyTable) -> dict[str, object]:
     """Share of time and of parameters per block, in order of execution (the paper's Figure 2)."""
     rows = [
         {"block": name, "share": share[kind], "of": label}
@@ -38,7 +37,7 @@ def latency_shares(table: LatencyTable) -> dict[str, Any]:
     return _spec(chart)
 
 
-def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, object]:
     """Loss of every training, one small panel each."""
     rows = [
         {"stage": stage, "iteration": row["iteration"], "loss": row["loss"]}
@@ -60,7 +59,7 @@ def training_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> dict
     return _spec(chart)
 
 
-def evolution_path(record: EvolutionRecord) -> dict[str, Any]:
+def evolution_path(record: EvolutionRecord) -> dict[str, object]:
     """Predicted latency of the guided step after every action, against the budget."""
     latencies = [record.base_latency]
     labels = ["base"]
@@ -92,7 +91,7 @@ def evolution_path(record: EvolutionRecord) -> dict[str, Any]:
     return _spec((line + budget).properties(width=WIDTH - 100, height=_HEIGHT))
 
 
-def unit_scores(record: EvolutionRecord) -> dict[str, Any]:
+def unit_scores(record: EvolutionRecord) -> dict[str, object]:
     """Score of every unit in the first round: CLIP lost without it, with one standard error."""
     scores = record.rounds[0].scores if record.rounds else ()
     frame = pd.DataFrame(
@@ -111,15 +110,15 @@ def unit_scores(record: EvolutionRecord) -> dict[str, Any]:
     return _spec((bars + points).properties(width=WIDTH - 340, height=18 * max(1, len(scores))))
 
 
-def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
-    """Kernel distance against CLIP score, one point per variant and guidance scale, with 95 % intervals."""
+def distance_over_clip(curves: Sequence[tuple[str, Sequence[GuidancePoint]]]) -> dict[str, object]:
+    """Kernel distance against CLIP score, with 95 % intervals; `curves` are titles and points."""
     rows = []
-    for record in records:
-        for point in record.points:
+    for title, points in curves:
+        for point in points:
             distance, clip = point.kernel_distance, point.clip_score
             rows.append(
                 {
-                    "variant": record.title,
+                    "variant": title,
                     "guidance": point.guidance_scale,
                     "clip": clip.value,
                     "clip_low": clip.low,
@@ -139,16 +138,16 @@ def distance_over_clip(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
         alt.Y("distance:Q", title="kernel distance (lower is better)"),
     )
     scale = alt.Scale(zero=False)
-    points = base.mark_point(filled=True, size=70).encode(
+    marks = base.mark_point(filled=True, size=70).encode(
         x=x.scale(scale), y=y.scale(scale), tooltip=["variant", "guidance", "clip", "distance"]
     )
     across = base.mark_rule().encode(x="clip_low:Q", x2="clip_high:Q", y="distance:Q")
     along = base.mark_rule().encode(y="distance_low:Q", y2="distance_high:Q", x="clip:Q")
     lines = base.mark_line(opacity=0.5).encode(x="clip:Q", y="distance:Q", order="guidance:Q")
-    return _spec((lines + across + along + points).properties(width=WIDTH - 100, height=_HEIGHT + 80))
+    return _spec((lines + across + along + marks).properties(width=WIDTH - 100, height=_HEIGHT + 80))
 
 
-def size_and_pictures(record: CompressionRecord) -> dict[str, Any]:
+def size_and_pictures(record: CompressionRecord) -> dict[str, object]:
     """Worst picture (dB) against the component's size (MiB), one point a variant."""
     rows = [
         {
@@ -176,6 +175,6 @@ def size_and_pictures(record: CompressionRecord) -> dict[str, Any]:
     return _spec(chart)
 
 
-def _spec(chart: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.configure_view(continuousWidth=WIDTH).to_dict()
+def _spec(chart: alt.TopLevelMixin) -> dict[str, object]:
+    spec: dict[str, object] = chart.configure_view(continuousWidth=WIDTH).to_dict()
     return spec

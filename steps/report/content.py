@@ -1,7 +1,6 @@
 """What a report page is made of; `flows/cards.py` shows it as a Metaflow card."""
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Table:
 class Chart:
     """A Vega-Lite specification, with a sentence that says what it shows."""
 
-    spec: dict[str, Any]
+    spec: dict[str, object]
     caption: str
 
 

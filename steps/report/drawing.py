@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from artifacts_schema.config import parse_config
+from artifacts_schema.config import ComputeConfig, Device, parse_config
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -13,7 +13,7 @@ from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evaluation.pictures import grid, png
 from steps.files.errors import SnapFusionError
-from steps.inputs.context import StageContext
+from steps.inputs.context import StageContext, select_device
 from steps.inputs.loaded import StageInputs
 from steps.models.base import encode_captions
 from steps.models.stored import load_model
@@ -34,19 +34,31 @@ class DrawRequest:
     guidance_scale: float = 3.0
     seed: int = 0
     count: int = 1
+    device: Device = "auto"
 
 
 def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
-    """PNG bytes of `count` pictures side by side. Raises SnapFusionError for a prompt or model that cannot be drawn."""
+    """PNG bytes of `count` pictures side by side, whatever device the run itself had.
+
+    Raises SnapFusionError for a prompt or model that cannot be drawn.
+    """
     if not request.prompt.strip():
         raise SnapFusionError("expected a prompt, found an empty one")
     if request.count < 1 or (request.steps is not None and request.steps < 1):
         raise SnapFusionError(
             f"count and steps must be at least 1, found {request.count} and {request.steps}"
         )
+    if not 0.0 < request.guidance_scale < 1000.0:  # NaN, too
+        raise SnapFusionError(f"expected a guidance scale between 0 and 1000, found {request.guidance_scale}")
     config = parse_config(report.config)
+    context = StageContext(
+        stage="draw",
+        store=store,
+        work=store.work_folder("draw"),
+        seed=request.seed,
+        device=select_device(ComputeConfig(device=request.device)),
+    )
     plan: RunPlan = record_of(store, report, "start")
-    context = StageContext(stage="draw", store=store, work=store.work_folder("draw"), seed=request.seed)
     inputs = StageInputs(plan, context)
     base = inputs.base
     unet: Any = base.unet
@@ -62,7 +74,7 @@ def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
     text = encode_captions(base.tokenizer, base.text_encoder, [request.prompt])
     numbers = torch.arange(request.count)
     latents = sample_latents(
-        unet,
+        unet.to(context.device),
         NoiseSchedule.from_config(base.scheduler_config),
         noise=keyed_normal(base.latent_shape, seed=request.seed, name="draw", iteration=0, indices=numbers),
         embeddings=text.expand(request.count, -1, -1),
@@ -71,5 +83,5 @@ def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
         guidance_scale=request.guidance_scale,
         prediction_type=prediction,
     )
-    images = decode_latents(decoder, latents, scaling_factor=base.scaling_factor)
+    images = decode_latents(decoder.to(context.device), latents, scaling_factor=base.scaling_factor)
     return png(grid(images, columns=request.count))

@@ -26,22 +26,15 @@ def made_of(manifest: BundleManifest, text: str) -> list[str]:
     return [f"manifest {stored_identity(text)}", *weights, *records]
 
 
-def runs_of(store: Store, manifest: BundleManifest, text: str) -> dict[str, RunReport]:
-    """Reports of the runs that ended with this manifest, by run id.
+def runs_of(store: Store, text: str) -> dict[str, RunReport]:
+    """Reports of the runs that ended with the manifest of this text, by run id.
 
-    Reports of version 1 do not name it; they count when they name every component in it. Raises StoreError when there
-    is none.
+    Raises StoreError when there is none.
     """
     identity, found = stored_identity(text), {}
     for key in store.list_documents("reports/"):
         report = store.get_document(key) or "{}"
-        inputs: Mapping[str, str] = json.loads(report).get("inputs", {})
-        named = (
-            inputs["bundle"] == identity
-            if "bundle" in inputs
-            else bool(manifest.parents) and set(manifest.parents) <= set(inputs.values())
-        )
-        if named:
+        if json.loads(report).get("inputs", {}).get("bundle") == identity:
             found[key.removeprefix("reports/")] = RunReport.from_json(report)
     if not found:
         raise StoreError(

@@ -28,8 +28,9 @@ from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import TrainingOutcome, train
 from steps.training.randomness import spawn
+from steps.unet.conversion import as_evolved, build
 from steps.unet.dropping import SkippingLoss
-from steps.unet.evolved import EvolvedUNet, as_evolved, build
+from steps.unet.evolved import EvolvedUNet
 
 logger = logging.getLogger(__name__)
 STAGE = "architecture_evolution"

@@ -25,11 +25,11 @@ from steps.models.base import BaseModel, token_ids
 def draw_beside_torch(
     folder: Path,
     inputs: StageInputs,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
     config: CoremlExportConfig,
     context: StageContext,
     *,
+    unet_ref: WeightsRef,
+    decoder_ref: WeightsRef,
     min_image_psnr_db: float | None = None,
 ) -> BundleDrawing:
     """Draw `program_check.pictures` validation captions with the bundle in `folder` and with its torch models.
@@ -50,7 +50,9 @@ def draw_beside_torch(
         drawn.append(bundle.draw(caption, noise[index : index + 1]).image)
         context.progress.update(index + 1)
     context.progress.close()
-    expected = torch_images(bundle, inputs.base, unet_ref, decoder_ref, captions, noise, context)
+    expected = torch_images(
+        bundle, inputs.base, captions, noise, context.store, unet_ref=unet_ref, decoder_ref=decoder_ref
+    )
     scores = score(torch.cat(drawn), expected, captions, inputs.measure_clip)
     check_scores(scores, config)
     both = to_pixels(torch.cat([expected, *drawn]))

@@ -40,15 +40,16 @@ _UNIFORM: Scheme = "palette_6"  # what mixed bits are to beat
 class Compression:
     """One run of the stage on the uncompressed bundle in `folder`."""
 
-    def __init__(  # noqa: PLR0913 - everything that decides the pictures
+    def __init__(
         self,
         folder: Path,
         inputs: StageInputs,
-        unet_ref: WeightsRef,
-        decoder_ref: WeightsRef,
-        export: CoremlExportConfig,
         config: CoremlCompressionConfig,
         context: StageContext,
+        *,
+        export: CoremlExportConfig,
+        unet_ref: WeightsRef,
+        decoder_ref: WeightsRef,
     ) -> None:
         self.folder, self.inputs, self.export, self.config, self.context = (
             folder, inputs, export, config, context,
@@ -57,7 +58,15 @@ class Compression:
         self.pictures = Pictures.of(inputs.data, export.program_check.pictures)
         captions = self.pictures.captions
         noise = drawing_noise(inputs.base, len(captions))
-        expected = torch_images(self.bundle, inputs.base, unet_ref, decoder_ref, captions, noise, context)
+        expected = torch_images(
+            self.bundle,
+            inputs.base,
+            captions,
+            noise,
+            context.store,
+            unet_ref=unet_ref,
+            decoder_ref=decoder_ref,
+        )
         self.gate = PictureGate(self.bundle, captions, noise, expected, inputs.signal_clip)
         # A component in chunks is compressed chunk by chunk: each is a package of its own.
         self.sources: dict[str, tuple[Path, ...]] = {
@@ -172,22 +181,23 @@ def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) ->
     return compress_bundle(
         folder,
         inputs,
-        inputs.earlier("torch unet"),
-        inputs.earlier("torch decoder"),
-        config.coreml_export,
         config.coreml_compression,
         context,
+        export=config.coreml_export,
+        unet_ref=inputs.earlier("torch unet"),
+        decoder_ref=inputs.earlier("torch decoder"),
     )
 
 
-def compress_bundle(  # noqa: PLR0913 - one argument per input of the stage
+def compress_bundle(
     folder: Path | None,
     inputs: StageInputs,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
-    export: CoremlExportConfig,
     config: CoremlCompressionConfig,
     context: StageContext,
+    *,
+    export: CoremlExportConfig,
+    unet_ref: WeightsRef,
+    decoder_ref: WeightsRef,
 ) -> CompressionRecord:
     """Try `config.schemes` on the uncompressed bundle in `folder` and choose.
 
@@ -199,7 +209,9 @@ def compress_bundle(  # noqa: PLR0913 - one argument per input of the stage
         return CompressionRecord(
             **common, captions=(), uncompressed=None, variants=(), combinations=(), chosen={}
         )
-    stage = Compression(folder, inputs, unet_ref, decoder_ref, export, config, context)
+    stage = Compression(
+        folder, inputs, config, context, export=export, unet_ref=unet_ref, decoder_ref=decoder_ref
+    )
     tasks = list(itertools.product(_COMPONENTS, config.schemes))
     context.progress.start("compression", len(tasks) + 1)
     uncompressed = stage.uncompressed()

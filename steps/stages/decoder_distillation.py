@@ -24,6 +24,7 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import save_model
 from steps.training.batch import Batch
 from steps.training.loop import train
+from steps.training.selection import held_out_loss
 from steps.unet.small_decoder import SmallDecoder, with_decoder
 
 __all__ = ["SmallDecoder", "run", "with_decoder"]
@@ -31,7 +32,6 @@ STAGE = "decoder_distillation"
 SCHEMA = "snapfusion.SmallDecoder"
 _HELD_OUT_SHARE = 8  # one in so many latents of the pool measures and is never trained on
 _HELD_OUT_MOST = 64
-_CURVE_PICTURES = 16
 
 
 def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
@@ -51,20 +51,25 @@ def distil_decoder(
     pool = build_pool(base, data, settings, context)
     small = SmallDecoder.cut_from(base.vae, width_fraction=config.width_fraction).to(context.device)
     held_out = min(_HELD_OUT_MOST, max(1, len(pool) // _HELD_OUT_SHARE))
-    if held_out == len(pool):
-        held_out = 0
     training = len(pool) - held_out
-    measure = pool.rows(torch.arange(training if held_out else 0, len(pool)))
+    measure = pool.rows(torch.arange(training, len(pool)))
     start_psnr = psnr_db(small, *measure)
+    loss = _PictureLoss(pool, context.device)
     outcome = train(
         small,
-        _PictureLoss(pool, context.device),
+        loss,
         training=config.training,
         samples=training,
         seed=context.seed,
         folder=context.checkpoints(),
+        held_out=held_out_loss(
+            "mean squared error of pictures of held-out latents",
+            loss,
+            held_out,
+            seed=context.seed,
+            first=training,
+        ),
         progress=context.progress,
-        on_interval=_Curve(measure),
         description=STAGE,
         device=context.device,
     )
@@ -84,6 +89,7 @@ def distil_decoder(
         batch_size=config.training.batch_size * config.training.accumulation,
         prediction_type=base.prediction_type,
         curve=tuple(outcome.curve),
+        selection=outcome.selection,
         metrics=metrics | _real_psnr(base, data, outcome.model, context),
         images_per_s=outcome.images_per_s,
     )
@@ -99,16 +105,6 @@ class _PictureLoss:
         latents, pictures = self.pool.rows(batch.indices)
         decoded = model(latents.to(self.device)).float()
         return {"loss": (decoded - pictures.to(self.device)).square().mean()}
-
-
-class _Curve:
-    """PSNR on a few held-out pictures at every logging interval."""
-
-    def __init__(self, measure: tuple[Tensor, Tensor]) -> None:
-        self.latents, self.pictures = (part[:_CURVE_PICTURES] for part in measure)
-
-    def __call__(self, iteration: int, model: nn.Module) -> dict[str, float]:
-        return {"validation_psnr_db": psnr_db(model, self.latents, self.pictures)}
 
 
 @torch.no_grad()
@@ -132,7 +128,7 @@ def size_metrics(base: BaseModel, small: Any) -> dict[str, float]:
     for name, model in halves.items():
         parts = [model.decoder, *([model.post_quant_conv] if model.post_quant_conv is not None else [])]
         metrics[f"parameters_{name}"] = float(sum(p.numel() for part in parts for p in part.parameters()))
-        macs, _ = count_macs(model, partial(model.decode, latent))
+        macs, _ = count_macs(partial(model.decode, latent))
         metrics[f"macs_{name}"] = float(macs)
     metrics["parameter_ratio"] = metrics["parameters_full"] / metrics["parameters_small"]
     metrics["mac_ratio"] = metrics["macs_full"] / metrics["macs_small"]

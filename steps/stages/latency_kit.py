@@ -25,14 +25,14 @@ from steps.export.wrappers import DecoderForExport, TextEncoderForExport, UNetFo
 from steps.files.disk import check_disk
 from steps.files.errors import ExportError
 from steps.files.progress import NullProgress, Progress
-from steps.latency.measure_on_mac import package_hash
+from steps.latency import measure_on_mac
 from steps.latency.parts import Part, unet_parts
 from steps.models.base import BaseModel
 from steps.stages import latency_profile
 
 logger = logging.getLogger(__name__)
 
-_SCRIPT = Path(__file__).parents[1] / "latency" / "measure_on_mac.py"
+_SCRIPT = Path(measure_on_mac.__file__)
 _DISK_COPIES = 3  # parts, the whole UNet, and coremltools' scratch copy of one of them, in float16
 _INPUTS: Mapping[PartKind, int] = {"attention": 2, "resnet": 2}  # others take one
 _BASELINE_SHAPE = (1, 8, 8, 8)
@@ -180,4 +180,4 @@ def _write(
     model = convert(name, module, contract, config.minimum_deployment_target, may_be_float16=selector)
     model.save(str(package))
     make_reproducible(package)
-    return TimedModel(package=package.name, sha256=package_hash(package), inputs=contract[0])
+    return TimedModel(package=package.name, sha256=measure_on_mac.package_hash(package), inputs=contract[0])

@@ -5,7 +5,6 @@ device.
 """
 
 import logging
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from artifacts_schema.base import Measurement
 from artifacts_schema.config import LatencyProfileConfig, SnapFusionConfig
 from artifacts_schema.latency import LatencyRow, LatencyTable
 from steps.files.errors import ConfigError, LatencyTableError
+from steps.files.processor import processor_name
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.latency.macs import count_macs
@@ -98,10 +98,10 @@ def count(base: BaseModel, config: LatencyProfileConfig) -> LatencyTable:
     """Multiply-accumulates of the base, from shapes alone."""
     inputs = _Inputs(_on_meta(base), config.batch_size, torch.device("meta"))
     parts = unet_parts(inputs.base.unet)
-    total, by_part = count_macs(inputs.base.unet, inputs.guided_step, parts)
+    total, by_part = count_macs(inputs.guided_step, parts)
     values = {part.id: [float(by_part[part.id])] for part in parts} | {"unet": [float(total)]}
-    values["text_encoder"] = [float(count_macs(inputs.base.text_encoder, inputs.encode_text)[0])]
-    values["decoder"] = [float(count_macs(inputs.base.vae, inputs.decode)[0])]
+    values["text_encoder"] = [float(count_macs(inputs.encode_text)[0])]
+    values["decoder"] = [float(count_macs(inputs.decode)[0])]
     means = {part.id: float(by_part[part.id]) for part in parts}
     return _table(inputs, config, parts, _Timings(values, means, sum(means.values()) / total), "none")
 
@@ -175,7 +175,7 @@ def _measure_once(
     quieter = sorted(range(len(wholes)), key=wholes.__getitem__)[: (len(wholes) + 1) // 2]
     means = {part.id: fmean(values[part.id][i] for i in quieter) for part in parts}
     explained = sum(means.values()) / fmean(wholes[i] for i in quieter)
-    device = torch.cuda.get_device_name() if config.backend == "torch-cuda" else cpu_name()
+    device = torch.cuda.get_device_name() if config.backend == "torch-cuda" else processor_name()
     return _table(inputs, config, parts, _Timings(values, means, explained), device)
 
 
@@ -255,13 +255,3 @@ def _device_for(config: LatencyProfileConfig) -> torch.device:
     if config.backend not in ("torch-cpu", "torch-cuda"):
         raise LatencyTableError(f"backend {config.backend} is not measured here; import a table")
     return torch.device("cuda" if config.backend == "torch-cuda" else "cpu")
-
-
-def cpu_name() -> str:
-    """Model name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from artifacts_schema.base import Provenance, Record
+from artifacts_schema.base import Interval, Provenance, Record
 from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
@@ -31,18 +31,22 @@ _COMPARISONS = (
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
+# The names under which they are published.
+_NAMES = {
+    ("base_50", "student_8_small_decoder"): "student8_vs_base50",
+    ("base_8_dpm", "student_8_small_decoder"): "student8_vs_dpm8",
+}
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
 def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
-    """Every comparison whose two variants were evaluated, at every guidance scale."""
+    """Every comparison whose two variants were evaluated."""
     by_name = {record.variant: record for record in evaluations}
     return [
-        compare(store, by_name[reference], by_name[other], point.guidance_scale)
+        compare(store, by_name[reference], by_name[other])
         for reference, other in _COMPARISONS
         if reference in by_name and other in by_name
-        for point in by_name[reference].points
     ]
 
 
@@ -82,6 +86,7 @@ def page_records(
         trainings={name: record for name, record in records.items() if isinstance(record, TrainingRecord)},
         evolution=records["architecture_evolution"],
         evaluations=evaluations,
+        guidance=[r for name, r in records.items() if name.startswith("guidance_selection ")],
         comparisons=compare_all(store, evaluations),
         components=[record for name, record in records.items() if name.startswith("coreml_export ")],
         manifest=manifest,
@@ -122,10 +127,11 @@ def run(
         code=code,
         provenance=provenance,
         headline=headline(records),
+        quality=quality(records),
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
-        grids={name: store.put_bytes(grids[0][1]) for name, grids in pictures.items()},
+        grids={name: store.put_bytes(data) for name, (_, data) in pictures.items()},
         bundle=str(bundle),
         folder=str(output),
     )
@@ -147,15 +153,25 @@ def headline(records: RunRecords) -> dict[str, float]:
         "decoder.psnr_db": decoder["psnr_db"],
     }
     numbers |= _core_ml(records)
-    for item in records.comparisons:
-        if (item.reference, item.other) == ("base_50", "student_8_small_decoder"):
-            numbers[f"student8_vs_base50.clip_difference@{item.guidance_scale:g}"] = (
-                item.clip_difference.value
-            )
-            numbers[f"student8_vs_base50.distance_difference@{item.guidance_scale:g}"] = (
-                item.distance_difference.value
-            )
+    numbers |= {name: value.value for name, value in quality(records).items()}
     return numbers
+
+
+def quality(records: RunRecords) -> dict[str, Interval]:
+    """What the run says about quality, with 95 % intervals; for those variants that were evaluated."""
+    found: dict[str, Interval] = {}
+    for item in records.comparisons:
+        name = _NAMES.get((item.reference, item.other))
+        if name is not None:
+            found[f"{name}.clip_difference"] = item.clip_difference
+            found[f"{name}.distance_difference"] = item.distance_difference
+            if item.distance_ratio is not None:
+                found[f"{name}.distance_ratio"] = item.distance_ratio
+    base = next((r for r in records.evaluations if r.variant == "base_50"), None)
+    if base is not None:
+        found["base.retrieval_top1"] = base.point.retrieval_top1
+        found["real.retrieval_top1"] = base.real.point.retrieval_top1
+    return found
 
 
 def _core_ml(records: RunRecords) -> dict[str, float]:
@@ -175,16 +191,16 @@ def _core_ml(records: RunRecords) -> dict[str, float]:
     return numbers
 
 
-_Grids = Mapping[str, Sequence[tuple[float, bytes]]]  # variant to guidance scale and PNG of its pictures
+_Grids = Mapping[str, tuple[float, bytes]]  # variant to guidance scale and PNG of its pictures
 
 
 def _grids(records: RunRecords, store: Store, *, shown: int) -> _Grids:
     """Grids of the first `shown` pictures. Drawn here, so that another number of them evaluates nothing again."""
     return {
-        record.variant: [
-            (point.guidance_scale, _grid(load_file(store.path_of(point.images))["images"][:shown]))
-            for point in record.points
-        ]
+        record.variant: (
+            record.point.guidance_scale,
+            _grid(load_file(store.path_of(record.point.images))["images"][:shown]),
+        )
         for record in records.evaluations
     }
 
@@ -199,9 +215,8 @@ def _write(
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
-    for variant, drawn in grids.items():
-        for scale, data in drawn:
-            (pictures / f"{variant}_guidance_{scale:g}.png").write_bytes(data)
+    for variant, (scale, data) in grids.items():
+        (pictures / f"{variant}_guidance_{scale:g}.png").write_bytes(data)
     if records.drawing:
         path = pictures / "torch_above_bundle_below.png"
         path.write_bytes(store.path_of(records.drawing.grid).read_bytes())
@@ -218,7 +233,6 @@ def _write(
 
 
 def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
-    points = [point.model_dump(mode="json", exclude={"images"}) for point in record.points]
     return {
         "variant": record.variant,
         "title": record.title,
@@ -226,8 +240,8 @@ def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
         "steps": record.steps,
         "pictures": record.pictures,
         "protocol": record.protocol_hash,
-        "points": points,
-        "real": record.real.model_dump(mode="json", exclude={"images"}),
+        "point": record.point.model_dump(mode="json", exclude={"images"}),
+        "real": record.real.point.model_dump(mode="json", exclude={"images"}),
     }
 
 

@@ -3,13 +3,14 @@
 The result is again a whole UNet2DConditionModel.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts_schema.config import RobustTrainingConfig, SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
-from steps.diffusion.losses import SPLIT, LatentData, Sampling
+from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
@@ -18,8 +19,10 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import load_model, save_model
 from steps.stages.velocity_finetuning import load_warm_start
 from steps.training.loop import train
+from steps.training.selection import held_out_loss
+from steps.unet.conversion import as_evolved
 from steps.unet.dropping import SkippingLoss
-from steps.unet.evolved import EvolvedUNet, as_evolved
+from steps.unet.evolved import EvolvedUNet
 
 STAGE = "robust_training"
 SCHEMA = "diffusers.UNet2DConditionModel"
@@ -55,23 +58,25 @@ def train_robust(
     )
     unet: EvolvedUNet = as_evolved(source).requires_grad_(True)
     training = config.training
-    loss = SkippingLoss(
-        sampling=Sampling(
-            data=data,
-            schedule=NoiseSchedule.from_config(base.scheduler_config),
-            caption_dropout=config.caption_dropout,
-            device=context.device,
-        ),
-        probability=config.drop_probability,
-        ramp=config.ramp_fraction * training.iterations * training.accumulation,
+    sampling = Sampling(
+        data=data,
+        schedule=NoiseSchedule.from_config(base.scheduler_config),
+        caption_dropout=config.caption_dropout,
+        device=context.device,
     )
     outcome = train(
         unet,
-        loss,
+        SkippingLoss(sampling, config.drop_probability, config.ramp_fraction * training.iterations),
         training=training,
         samples=data.size(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
+        held_out=held_out_loss(
+            "mean squared error of v on validation latents, units skipped",
+            SkippingLoss(replace(sampling, split=VALIDATION), config.drop_probability),
+            data.size(VALIDATION),
+            seed=context.seed,
+        ),
         progress=context.progress,
         description=STAGE,
         device=context.device,
@@ -86,6 +91,7 @@ def train_robust(
         iterations=outcome.iterations,
         batch_size=training.batch_size * training.accumulation,
         curve=tuple(outcome.curve),
+        selection=outcome.selection,
         warm_start=None if warm_start is None else folder_identity(warm_start),
         images_per_s=outcome.images_per_s,
     )

@@ -1,25 +1,30 @@
-"""`start`: what is wrong with base or data fails here, and the data are prepared once.
+"""`start`: what is wrong with base, evaluators or data fails here, and the data are prepared once.
 
-Loads the base, checks it against its tokenizer, puts base, warm starts and evaluators into the store, and caches
-latents and text embeddings. What every run is checked for, cached or not, is in `steps.inputs.checks`.
+Loads the base, checks it against its tokenizer, puts base, warm starts and evaluators into the store, tries the evaluators
+as they lie there, tells how long everything will take, and caches latents and text embeddings. What every run is checked
+for, cached or not, is in `steps.inputs.checks`.
 """
 
 import logging
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import RawData
 from artifacts_schema.plan import RunPlan
-from steps.data.prepared import prepare_data
+from steps.data.prepared import prepare_source, source_of
 from steps.files.errors import ConfigError
 from steps.inputs.context import StageContext
 from steps.inputs.folders import MICRO, base_folder, inception_weights, other_folders
+from steps.inputs.loaded import fetch_folder
+from steps.latency.estimates import format_estimates, stage_estimates
 from steps.latency.unit_costs import measure_unit_costs
 from steps.models.base import BaseModel, load_base
-from steps.models.base_folder import folder_identity
-from steps.models.clip import check_clip
+from steps.models.base_folder import folder_identity, put_model_folder
+from steps.models.clip import ClipScorer, check_clip
 from steps.pretraining.micro import write_micro_base
-from steps.store import put_folder
 from steps.unet.blocks import list_blocks
 
 logger = logging.getLogger(__name__)
@@ -39,22 +44,38 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
     base = load_base(folder)
     list_blocks(base.unet.config)  # refuses what the evolved UNet cannot be made of
     _check_image_size(config, base)
-    stored = {name: put_folder(context.store, path) if path else None for name, path in others.items()}
-    data = prepare_data(
-        base, config.data, context.store, progress=context.progress, project_root=project_root
-    )
+    stored = {name: put_model_folder(context.store, path) if path else None for name, path in others.items()}
+    for name in ("signal_clip", "measure_clip"):
+        if (ref := stored[name]) is not None:  # as later stages will find it, without what is not stored
+            ClipScorer.load(fetch_folder(context, ref, name), context.device).try_out(base.image_size)
+    encoders: tuple[nn.Module, ...] = (base.vae, base.text_encoder)
+    for encoder in encoders:
+        encoder.to(context.device)
+    source = source_of(base, config.data, project_root)
+    costs = measure_unit_costs(base, context.device) | {"pictures": float(source.total)}
+    _tell(config, context, costs)
+    data = prepare_source(base, source, context.store, progress=context.progress)
     return RunPlan(
         stage="start",
         config={name: getattr(config, name).meaning() for name in ("base", "data")},
         seed=context.seed,
-        base=put_folder(context.store, folder),
+        base=put_model_folder(context.store, folder),
         base_identity=folder_identity(folder),
         prediction_type=base.prediction_type,
         data=data,
         raw_data=raw,
         inception=context.store.put_file(inception) if inception else None,
-        estimates=measure_unit_costs(base, context.device),
+        estimates=costs,
         **stored,
+    )
+
+
+def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:
+    """Say how long the run will take, before the first hours of it: encoding the pictures."""
+    machine = f"{context.device}, {torch.get_num_threads()} threads"
+    price = config.compute.price_per_hour
+    logger.info(
+        "%s", format_estimates(stage_estimates(config, costs), price_per_hour=price, measured_on=machine)
     )
 
 

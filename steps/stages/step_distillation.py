@@ -4,20 +4,18 @@ One implementation for all three; they differ in teacher, start, number of steps
 CFG-aware:
 
 - teacher_16: the full v UNet is its own teacher on the 2N-step grid; CFG-aware.
-- student_16: the evolved UNet is its own teacher; vanilla loss.
+- student_16: the evolved UNet is its own teacher, or the full v UNet is; vanilla loss.
 - student_8: teacher_16 teaches, student_16 is the start; CFG-aware.
 """
 
 import logging
 
-import torch
 from torch import Tensor, nn
 
 from artifacts_schema.config import DistillationStageConfig, SnapFusionConfig, StepDistillationConfig
-from artifacts_schema.data import SplitName
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
-from steps.diffusion.losses import SPLIT, DistillationLoss, LatentData, Sampling
+from steps.diffusion.losses import SPLIT, VALIDATION, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import StageContext
@@ -26,17 +24,18 @@ from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import TrainingOutcome, train
 from steps.training.randomness import keyed_normal
+from steps.training.selection import HeldOut, spread
 
 logger = logging.getLogger(__name__)
-VALIDATION: SplitName = "validation"
 
 
 def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
     """The stage `context.stage`, one of the three; see `distil_weights`."""
     shared = config.step_distillation
+    own_teacher = context.stage != "student_16" or config.student_16.teacher == "architecture_evolution"
     return distil_weights(
         inputs.base,
-        inputs.earlier("teacher"),
+        inputs.earlier("teacher" if own_teacher else "full"),
         inputs.earlier("student"),
         inputs.data,
         shared,
@@ -67,23 +66,24 @@ def distil_weights(
     schedule = NoiseSchedule.from_config(base.scheduler_config)
     teacher_unet = load_model(context.store, teacher).requires_grad_(False).to(context.device)
     student_unet = load_model(context.store, student).requires_grad_(True).to(context.device)
-    check = TeacherCheck(teacher_unet, base, data, shared, student_steps, context.seed)
-    before = check.distance(student_unet)
     outcome = distil(
         teacher_unet,
         student_unet,
         Sampling(data, schedule, shared.caption_dropout, context.device),
+        base.latent_shape,
         shared,
         config,
         context,
         student_steps=student_steps,
         cfg_aware=cfg_aware,
     )
-    after = check.distance(outcome.model)
-    metrics = {} if before is None or after is None else {"teacher_mse_start": before, "teacher_mse": after}
-    logger.info(
-        "stage=%s steps=%d teacher_mse_start=%s teacher_mse=%s", context.stage, student_steps, before, after
+    selection = outcome.selection
+    metrics = (
+        {"teacher_mse_start": selection.at(0), "teacher_mse": selection.at(selection.chosen)}
+        if selection is not None
+        else {}
     )
+    logger.info("stage=%s steps=%d %s", context.stage, student_steps, metrics)
     parents = (teacher.identity(), student.identity())
     return TrainingRecord(
         stage=context.stage,
@@ -99,6 +99,7 @@ def distil_weights(
         batch_size=config.training.batch_size * config.training.accumulation,
         grid_steps=student_steps,
         curve=tuple(outcome.curve),
+        selection=selection,
         metrics=metrics,
         images_per_s=outcome.images_per_s,
     )
@@ -108,6 +109,7 @@ def distil(
     teacher: nn.Module,
     student: nn.Module,
     sampling: Sampling,
+    latent_shape: tuple[int, int, int],
     shared: StepDistillationConfig,
     config: DistillationStageConfig,
     context: StageContext,
@@ -124,6 +126,7 @@ def distil(
         cfg_range=shared.cfg_range,
         gamma=shared.gamma,
     )
+    check = TeacherCheck(teacher, sampling, latent_shape, shared, student_steps, context.seed)
     return train(
         student,
         loss,
@@ -131,6 +134,9 @@ def distil(
         samples=sampling.data.size(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
+        held_out=HeldOut(
+            "mean squared difference of final latents from the teacher's", len(check.indices), check.distance
+        ),
         progress=context.progress,
         description=f"{context.stage}, {2 * student_steps} to {student_steps} steps",
         device=context.device,
@@ -140,41 +146,40 @@ def distil(
 class TeacherCheck:
     """How far a student's pictures are from the teacher's: same validation captions, same noise, guided.
 
-    The distance is the mean squared difference of the final latents, whose variance is about 1.
+    The distance is the mean squared difference of the final latents, whose variance is about 1. The teacher draws once,
+    in 2 * `student_steps` steps.
     """
 
     def __init__(
         self,
         teacher: nn.Module,
-        base: BaseModel,
-        data: LatentData,
+        sampling: Sampling,
+        latent_shape: tuple[int, int, int],
         shared: StepDistillationConfig,
         student_steps: int,
         seed: int,
     ) -> None:
-        self.schedule = NoiseSchedule.from_config(base.scheduler_config)
-        self.shape, self.data, self.seed = base.latent_shape, data, seed
-        self.scale, self.student_steps = shared.validation_guidance_scale, student_steps
-        self.indices = torch.arange(min(shared.validation_captions, data.size(VALIDATION)))
-        self.reference = self.sample(teacher, 2 * student_steps) if len(self.indices) else None
+        self.sampling, self.student_steps = sampling, student_steps
+        self.scale = shared.validation_guidance_scale
+        there = sampling.data.size(VALIDATION)
+        self.indices = spread(there, min(shared.validation_captions, there))
+        self.noise = keyed_normal(
+            latent_shape, seed=seed, name="teacher check", iteration=0, indices=self.indices
+        )
+        self.reference = self.sample(teacher, 2 * student_steps)
 
-    def distance(self, student: nn.Module) -> float | None:
-        """Mean squared difference from the teacher, or None when no captions are set aside for it."""
-        if self.reference is None:
-            return None
+    def distance(self, student: nn.Module) -> float:
+        """Mean squared difference of a student's final latents from the teacher's."""
         return float((self.sample(student, self.student_steps) - self.reference).square().mean())
 
     def sample(self, unet: nn.Module, steps: int) -> Tensor:
         """Final latents (n, c, h, w) of the validation captions."""
-        noise = keyed_normal(
-            self.shape, seed=self.seed, name="teacher check", iteration=0, indices=self.indices
-        )
         return sample_latents(
             unet,
-            self.schedule,
-            noise=noise,
-            embeddings=self.data.embeddings(VALIDATION, self.indices),
-            empty_embedding=self.data.empty_embedding,
+            self.sampling.schedule,
+            noise=self.noise,
+            embeddings=self.sampling.data.embeddings(VALIDATION, self.indices),
+            empty_embedding=self.sampling.data.empty_embedding,
             steps=steps,
             guidance_scale=self.scale,
             prediction_type="v_prediction",

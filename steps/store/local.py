@@ -1,31 +1,23 @@
 """A store in a local folder.
 
 Layout: `objects/<first two hex digits>/<sha256>`, `documents/<key>.json`, `work/<key>/`, and `layout.json` with the
-layout's version (`steps/store/layout.py`).
+layout's version (`steps/store/layout.py`). Documents are sealed.
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from artifacts_schema.references import ObjectRef
-from steps.files.disk import NO_SPACE, sync
+from steps.files.disk import NO_SPACE, file_sha256, sync
 from steps.files.errors import DamagedError, DiskFullError, StoreError
+from steps.files.sealed import seal, unseal
 from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
-from steps.store.files import (
-    HashingWriter,
-    entry_of,
-    flush,
-    new_partial,
-    read_text,
-    reading,
-    touch,
-)
-from steps.store.layout import check_layout, mark_new
+from steps.store.files import HashingWriter, entry_of, flush, new_partial, read_bytes, reading
+from steps.store.layout import LAYOUT_FILE, check_layout, marker
 
 _CHUNK = 1 << 20
 
@@ -33,28 +25,33 @@ _CHUNK = 1 << 20
 class LocalStore:
     """See `steps.store.base.Store`."""
 
-    def __init__(self, root: Path, *, durable: bool = True, any_layout: bool = False) -> None:
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
         """Open or create the store. Raises StoreError for a layout this version cannot read.
 
         `durable = False` leaves out the flush to disk: for a cache, whose objects are verified at every read and can
-        be fetched again. There an object's age counts from its last use. `any_layout` is for a migration: the layout is
-        neither checked nor marked.
+        be fetched again.
         """
         self.folder = root.resolve()
         self._durable = durable
+        layout = self.folder / LAYOUT_FILE
         try:
             for name in ("objects", "documents", "work"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the store in {self.folder}: {error.strerror}") from error
-        if not any_layout:
-            mark_new(self)
-            check_layout(self)
+        text = read_bytes(layout)
+        check_layout(None if text is None else text.decode(errors="replace"), self.root)
+        if text is None:
+            self._write(layout, marker().encode())
 
     @property
     def root(self) -> str:
         """The store's folder."""
         return str(self.folder)
+
+    @property
+    def cache(self) -> None:
+        """See Store."""
 
     def check(self) -> None:
         """See Store."""
@@ -63,14 +60,6 @@ class LocalStore:
                 raise StoreError(f"the store {self.folder} is read-only: cannot write to {folder}")
         with self._partial() as partial:
             partial.write_bytes(b"probe")
-
-    def read_layout(self) -> str | None:
-        """See Store."""
-        return read_text(self.folder / "layout.json")
-
-    def swap_layout(self, old: str | None, new: str) -> bool:
-        """See Store."""
-        return self._swap(self.folder / "layout.json", old, new)
 
     def put_file(self, path: Path) -> ObjectRef:
         """See Store."""
@@ -87,8 +76,7 @@ class LocalStore:
 
         Whoever changes the file later changes the object; every read verifies it, and a cache fetches it again.
         """
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(path)
         with self._partial() as partial:
             partial.unlink()
             try:
@@ -96,10 +84,7 @@ class LocalStore:
             except OSError:  # another file system, or one without links
                 return self.put_file(path)
             size = partial.stat().st_size
-            with self._locked("objects"):
-                final = self._object(sha256)
-                final.parent.mkdir(exist_ok=True)
-                partial.replace(final)
+            self._publish(partial, sha256)
         return ObjectRef(uri=f"sha256:{sha256}", sha256=sha256, bytes=size)
 
     def put_bytes(self, data: bytes) -> ObjectRef:
@@ -118,32 +103,38 @@ class LocalStore:
                     flush(file)
             if expected not in (None, target.sha256):
                 raise DamagedError(f"expected bytes of SHA-256 {expected}, found {target.sha256}")
-            final = self._object(target.sha256)
-            with self._locked("objects"):
-                final.parent.mkdir(exist_ok=True)
-                partial.chmod(0o444)
-                partial.replace(final)  # also renews the age of an object that was there already
+            partial.chmod(0o444)
+            self._publish(partial, target.sha256)
             return ObjectRef(uri=f"sha256:{target.sha256}", sha256=target.sha256, bytes=target.size)
+
+    def _publish(self, partial: Path, sha256: str) -> None:
+        """Give a finished file its name."""
+        final = self._object(sha256)
+        final.parent.mkdir(exist_ok=True)
+        partial.replace(final)
+        if self._durable:
+            sync(final.parent)
 
     def path_of(self, ref: ObjectRef) -> Path:
         """See Store."""
-        path = self._object(ref.sha256)
+        self.verify(ref.sha256)
+        return self._object(ref.sha256)
+
+    def verify(self, sha256: str) -> None:
+        """See Store."""
+        path = self._object(sha256)
         try:
-            with reading(path), path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with reading(path):
+                found = file_sha256(path)
         except FileNotFoundError as error:
             raise StoreError(
-                f"object {ref.sha256} is not in the store {self.folder}; rerun the stage that made it"
+                f"object {sha256} is not in the store {self.folder}; rerun the stage that made it"
             ) from error
-        if found != ref.sha256:
+        if found != sha256:
             raise DamagedError(
-                f"object {ref.sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
+                f"object {sha256} in {self.folder} is damaged: its bytes hash to {found[:12]}...; "
                 f"delete {path} and rerun the stage that made it"
             )
-        if not self._durable:
-            with suppress(OSError):  # of another user
-                touch(path)
-        return path
 
     def has(self, sha256: str, size: int | None = None) -> bool:
         """See Store."""
@@ -156,15 +147,24 @@ class LocalStore:
 
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
-        self._write(self._document(key), text)
+        self._write(self._document(key), seal(key, text))
 
     def get_document(self, key: str) -> str | None:
         """See Store."""
-        return read_text(self._document(key))
+        found = read_bytes(self._document(key))
+        return None if found is None else unseal(key, found)
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
         """See Store. The swap happens under a file lock, which also holds on NFS 4."""
-        return self._swap(self._document(key), old, new)
+        with self._locked():
+            try:
+                found = self.get_document(key)
+            except DamagedError:
+                found = None
+            if found != old:
+                return False
+            self.put_document(key, new)
+            return True
 
     def list_documents(self, prefix: str) -> list[str]:
         """See Store."""
@@ -186,18 +186,13 @@ class LocalStore:
         """See Store."""
         for path in (self.folder / "objects").rglob("*"):
             if path.is_file():
-                yield from entry_of(path.name, path, last_use=not self._durable)
+                yield from entry_of(path.name, path)
 
-    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
+    def delete_object(self, name: str) -> None:
         """See Store."""
-        partial = sha256.startswith(PARTIAL)
-        path = self._inside(self.folder / "objects", sha256) if partial else self._object(sha256)
-        with self._locked("objects"):
-            for entry in entry_of(sha256, path, last_use=not self._durable):
-                if entry.age_s >= min_age_s:
-                    path.unlink()
-                    return True
-        return False
+        partial = name.startswith(PARTIAL)
+        path = self._inside(self.folder / "objects", name) if partial else self._object(name)
+        path.unlink(missing_ok=True)
 
     def work_folder(self, key: str) -> Path:
         """See Store."""
@@ -223,23 +218,16 @@ class LocalStore:
         """See Store: the work folder and the store share a disk."""
         return None
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, path: Path, data: bytes) -> None:
         with self._partial() as partial:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(data)
                 if self._durable:
                     flush(file)
             partial.replace(path)
             if self._durable:
                 sync(path.parent)
-
-    def _swap(self, path: Path, old: str | None, new: str) -> bool:
-        with self._locked("documents"):
-            if read_text(path) != old:
-                return False
-            self._write(path, new)
-            return True
 
     def _object(self, sha256: str) -> Path:
         return self.folder / object_name(sha256)
@@ -255,14 +243,17 @@ class LocalStore:
         return path
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Hold the one lock on `objects` or `documents`; for moments only."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the one lock on documents; for moments only."""
         try:
-            file = (self.folder / f".{name}.lock").open("ab")
+            file = (self.folder / ".documents.lock").open("ab")
         except OSError as error:
             raise self._translate(error) from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # a network file system without locks
+                raise self._translate(error) from error
             yield
 
     @contextmanager

@@ -5,12 +5,10 @@ checkpoints of unfinished stages) and `layout.json`. Objects are downloaded once
 at every read; scratch files stay local.
 """
 
-import hashlib
-import json
 import logging
-import time
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -18,31 +16,26 @@ import botocore.exceptions
 
 from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
+from steps.files.disk import file_sha256
 from steps.files.errors import DamagedError, StoreError
+from steps.files.sealed import seal, unseal
 from steps.store.base import PARTIAL, Entry, Mirror, by_work_key, object_name
-from steps.store.layout import check_layout, mark_new
+from steps.store.files import HashingWriter
+from steps.store.layout import LAYOUT_FILE, check_layout, marker
 from steps.store.local import LocalStore
-from steps.store.s3_bucket import Bucket, age_s
+from steps.store.s3_bucket import Bucket
 from steps.store.s3_client import code_of, is_absent
 
 logger = logging.getLogger(__name__)
-_FRESH_S = (
-    1800.0  # an object that is stored again is written again when it is older, so that nobody collects it
-)
-_LAYOUT = "layout.json"
-_REMOVAL_S = 60.0  # an announced removal takes two requests; after so long its collector is dead
 
 
 class S3Store:
     """See `steps.store.base.Store`."""
 
-    def __init__(self, config: StoreConfig, local: Path, *, any_layout: bool = False) -> None:
-        """`local` is the folder for cache and scratch files. No request is made before the store is used.
-
-        `any_layout` is for a migration: the layout of the cache is neither checked nor marked.
-        """
+    def __init__(self, config: StoreConfig, local: Path) -> None:
+        """`local` is the folder for cache and scratch files. No request is made before the store is used."""
         self.bucket = Bucket(config)
-        self.local = LocalStore(local, durable=False, any_layout=any_layout)
+        self.local = LocalStore(local, durable=False)
         self._damaged: set[str] = set()  # objects that this process found damaged on the server
 
     @property
@@ -50,26 +43,28 @@ class S3Store:
         """`s3://bucket/prefix`."""
         return str(self.bucket.location)
 
+    @property
+    def cache(self) -> LocalStore:
+        """See Store."""
+        return self.local
+
+    def require_layout(self, *, new: bool = False) -> None:
+        """Raise StoreError for a layout that this version does not read; with `new`, mark a store that has none."""
+        found = self.bucket.read(LAYOUT_FILE, _text)
+        check_layout(found[0] if found else None, self.root)
+        if new and found is None:
+            self.bucket.write(LAYOUT_FILE, marker().encode())
+
     def check(self) -> None:
         """See Store: bucket, layout, and the rights to write, read, list and remove."""
         self.local.check()
         self.bucket.require()
-        mark_new(self)
-        check_layout(self)
+        self.require_layout(new=True)
         key = f"probes/{uuid.uuid4().hex}"
         self.put_document(key, '{"probe": true}')
         if self.get_document(key) is None or self.list_documents(key) != [key]:
             raise StoreError(f"{self.root} does not show what was just written to it; it cannot hold a store")
         self.delete_document(key)
-
-    def read_layout(self) -> str | None:
-        """See Store."""
-        found = self.bucket.read(_LAYOUT)
-        return found[0] if found else None
-
-    def swap_layout(self, old: str | None, new: str) -> bool:
-        """See Store and `swap_document`."""
-        return self._swap(_LAYOUT, old, new)
 
     def put_file(self, path: Path) -> ObjectRef:
         """See Store. The file must not be changed afterwards; where the disk allows, the cache shares its bytes."""
@@ -87,26 +82,40 @@ class S3Store:
             except DamagedError as error:
                 logger.warning("%s; fetching it again", error)
                 self.local.delete_object(ref.sha256)
-        name = object_name(ref.sha256)
+        self._fetch(
+            ref.sha256,
+            lambda: self.local.put_stream(
+                lambda target: self.bucket.fetch(object_name(ref.sha256), target, ref.bytes),
+                expected=ref.sha256,
+            ),
+        )
+        return self.local.folder / object_name(ref.sha256)
 
-        def download() -> None:
-            self.local.put_stream(
-                lambda target: self.bucket.fetch(name, target, ref.bytes), expected=ref.sha256
-            )
+    def verify(self, sha256: str) -> None:
+        """See Store."""
 
+        def read() -> None:
+            with open(os.devnull, "wb") as nowhere:
+                target = HashingWriter(nowhere)
+                self.bucket.fetch(object_name(sha256), target)
+            if target.sha256 != sha256:
+                raise DamagedError(f"expected bytes of SHA-256 {sha256}, found {target.sha256}")
+
+        self._fetch(sha256, read)
+
+    def _fetch(self, sha256: str, action: Callable[[], object]) -> None:
+        """Call what reads an object from the server, again if need be."""
         try:
-            self.bucket.attempt(f"reading object {ref.sha256}", download)
+            self.bucket.attempt(f"reading object {sha256}", action)
         except DamagedError as error:
-            self._damaged.add(ref.sha256)
-            raise DamagedError(
-                f"{error}; delete {self.root}/{name} and rerun the stage that made it"
-            ) from error
+            self._damaged.add(sha256)
+            place = f"{self.root}/{object_name(sha256)}"
+            raise DamagedError(f"{error}; delete {place} and rerun the stage that made it") from error
         except botocore.exceptions.ClientError as error:
             raise StoreError(
-                f"object {ref.sha256} is not in the store {self.root}; rerun the stage that made it"
+                f"object {sha256} is not in the store {self.root}; rerun the stage that made it"
             ) from error
-        self._damaged.discard(ref.sha256)
-        return self.local.folder / name
+        self._damaged.discard(sha256)
 
     def has(self, sha256: str, size: int | None = None) -> bool:
         """See Store: asks the server, whatever the local cache holds. Not what this process found damaged there."""
@@ -116,26 +125,32 @@ class S3Store:
 
     def put_document(self, key: str, text: str) -> None:
         """See Store."""
-        self.bucket.write(_document(key), text)
+        self.bucket.write(_document(key), seal(key, text))
 
     def get_document(self, key: str) -> str | None:
         """See Store."""
-        found = self.bucket.read(_document(key))
+        found = self._read(key)
         return found[0] if found else None
+
+    def _read(self, key: str) -> tuple[str, str] | None:
+        """Text and ETag of a document."""
+        return self.bucket.read(_document(key), lambda data: unseal(key, data))
 
     def swap_document(self, key: str, old: str | None, new: str) -> bool:
         """See Store. On a server without conditional writes two that swap at once can both get True."""
-        return self._swap(_document(key), old, new)
-
-    def _swap(self, name: str, old: str | None, new: str) -> bool:
-        found = self.bucket.read(name)
+        name = _document(key)
+        try:
+            found = self._read(key)
+            etag = found[1] if found else None
+        except DamagedError:
+            found, etag = None, (self.bucket.head(name) or {}).get("ETag")
         if (found[0] if found else None) != old:
             return False
         condition: dict[str, str] = {}
         if self.has_conditional_writes:
-            condition = {"IfMatch": found[1]} if found else {"IfNoneMatch": "*"}
+            condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
-            self.bucket.write(name, new, **condition)
+            self.bucket.write(name, seal(key, new), **condition)
         except botocore.exceptions.ClientError as error:
             if code_of(error) != "PreconditionFailed" and not is_absent(error):
                 raise
@@ -144,8 +159,7 @@ class S3Store:
                 return True
         # Without conditions the last of several wins; with them, perhaps a first try of ours came through and only its
         # answer was lost.
-        found = self.bucket.read(name)
-        return found is not None and found[0] == new
+        return self.get_document(key) == new
 
     @cached_property
     def has_conditional_writes(self) -> bool:
@@ -154,7 +168,7 @@ class S3Store:
         works = False
         try:
             for number in range(2):
-                self.bucket.write(_document(key), f'{{"probe": {number}}}', IfNoneMatch="*")
+                self.bucket.write(_document(key), seal(key, str(number)), IfNoneMatch="*")
         except botocore.exceptions.ClientError as error:
             works = code_of(error) == "PreconditionFailed"
         except StoreError as error:
@@ -190,30 +204,14 @@ class S3Store:
         for name, upload, age in self.bucket.uploads():
             yield Entry(f"{PARTIAL}{upload}:{name}", 0, age)
 
-    def delete_object(self, sha256: str, *, min_age_s: float = 0.0) -> bool:
-        """See Store. S3 has no removal that depends on an age, so the removal is announced before the age is asked for.
-
-        Who stores the same bytes writes first and then looks for the announcement (`_send`): either this method sees
-        a young object, or the writer sees that it may go, and writes again.
-        """
-        if sha256.startswith(PARTIAL):
-            upload, _, name = sha256.removeprefix(PARTIAL).partition(":")
-            self.bucket.abort_upload(name, upload)
-            return True
-        name, mark = object_name(sha256), _removal(sha256)
-        found = self.bucket.head(name)
-        if found is None or age_s(found) < min_age_s:
-            return False
-        self.bucket.write(mark, json.dumps({"removes": name}))
-        try:
-            found = self.bucket.head(name)
-            if found is None or age_s(found) < min_age_s:
-                return False
-            self.bucket.remove(name)
-        finally:
-            self.bucket.remove(mark)
-        self.local.delete_object(sha256)
-        return True
+    def delete_object(self, name: str) -> None:
+        """See Store; the cache's copy goes, too."""
+        if name.startswith(PARTIAL):
+            upload, _, of = name.removeprefix(PARTIAL).partition(":")
+            self.bucket.abort_upload(of, upload)
+        else:
+            self.bucket.remove(object_name(name))
+            self.local.delete_object(name)
 
     def work_folder(self, key: str) -> Path:
         """See Store: always local."""
@@ -239,28 +237,12 @@ class S3Store:
         return S3Mirror(self.bucket, f"work/{_safe(key)}/")
 
     def _send(self, ref: ObjectRef) -> ObjectRef:
-        """Send an object from the local cache, unless the server has it recently written and, for all we know, whole."""
-        name = object_name(ref.sha256)
-        found = self.bucket.head(name)
-        whole = found is not None and found["ContentLength"] == ref.bytes and ref.sha256 not in self._damaged
-        if whole and age_s(found) <= _FRESH_S:
-            return ref
-        self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
-        self._outlast_removal(ref.sha256)
-        if self.bucket.head(name) is None:
-            self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256} again")
-        self._damaged.discard(ref.sha256)
+        """Send an object from the local cache, unless the server has it and, for all we know, whole."""
+        if not self.has(ref.sha256, ref.bytes):
+            name = object_name(ref.sha256)
+            self.bucket.send(name, self.local.folder / name, f"storing object {ref.sha256}")
+            self._damaged.discard(ref.sha256)
         return ref
-
-    def _outlast_removal(self, sha256: str) -> None:
-        """Wait until a removal of an old object that was announced is over. A collector that died leaves its mark."""
-        until = time.monotonic() + _REMOVAL_S
-        while self.bucket.head(_removal(sha256)) is not None:
-            if time.monotonic() > until:
-                logger.warning("a removal of object %s was announced and never ended; going on", sha256)
-                self.bucket.remove(_removal(sha256))
-                return
-            time.sleep(0.2)
 
 
 class S3Mirror:
@@ -275,9 +257,7 @@ class S3Mirror:
 
     def send(self, name: str, path: Path) -> None:
         """See Mirror."""
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}", sha256=sha256)
+        self._bucket.send(self._prefix + _safe(name), path, f"sending {name}", sha256=file_sha256(path))
 
     def fetch(self, name: str, path: Path) -> None:
         """See Mirror. Verifies the hash that the file was sent with."""
@@ -287,6 +267,10 @@ class S3Mirror:
         """See Mirror."""
         self._bucket.remove(self._prefix + _safe(name))
 
+    def below(self, folder: str) -> Mirror:
+        """See Mirror."""
+        return S3Mirror(self._bucket, f"{self._prefix}{_safe(folder)}/")
+
 
 def _safe(key: str) -> str:
     """The key, if it stays below the place it is meant for."""
@@ -295,10 +279,9 @@ def _safe(key: str) -> str:
     return key
 
 
-def _removal(sha256: str) -> str:
-    """Where the removal of an object is announced: below `work/`, where a run may remove what a collector left."""
-    return f"work/.removals/{sha256}"
-
-
 def _document(key: str) -> str:
     return f"documents/{_safe(key)}.json"
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

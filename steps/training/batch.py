@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of one (micro-)batch.
+    """This rank's share of one micro-batch of an optimizer step.
 
-    `indices` are global sample indices, shape (b,); with `iteration` (which counts micro-batches across the whole
-    training) and `seed` they key every random draw of the loss.
+    `indices` are global sample indices, shape (b,); with `iteration` (which counts optimizer steps) and `seed` they key
+    every random draw of the loss. So neither ranks nor accumulation change a draw, and what is drawn once per iteration
+    (a coin, a mask) holds for the whole step. `micro` counts the micro-batches of a step and keys nothing.
     """
 
     iteration: int
     indices: Tensor
     seed: int
+    micro: int = 0
 
 
 LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]

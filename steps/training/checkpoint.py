@@ -78,8 +78,14 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read one checkpoint. Raises DamagedError or FileNotFoundError when it is not complete and undamaged, and OSError
-    when the disk does not answer.
+    """Read one checkpoint. Raises as `check_checkpoint`."""
+    head = check_checkpoint(folder)
+    return Checkpoint(iteration=head["iteration"], tensors=load_file(folder / TENSORS), state=head["state"])
+
+
+def check_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `state.json` says. Raises DamagedError or FileNotFoundError when the checkpoint is not complete and undamaged,
+    and OSError when the disk does not answer.
     """
     head = read_sealed(folder / STATE)
     if not folder.name.endswith(_name(head["iteration"])):
@@ -87,7 +93,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     digest = file_sha256(folder / TENSORS)
     if digest != head["sha256"]:
         raise DamagedError(f"expected sha256 {head['sha256'][:12]}, found {digest[:12]}")
-    return Checkpoint(iteration=head["iteration"], tensors=load_file(folder / TENSORS), state=head["state"])
+    return head
 
 
 def _name(iteration: int) -> str:

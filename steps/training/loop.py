@@ -6,20 +6,21 @@ save_state pickles, so checkpoints are our own.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from torch import nn
 
 from artifacts_schema.base import Measurement
 from artifacts_schema.config import TrainingConfig
+from artifacts_schema.training import Selection
 from steps.files.errors import Interrupted, NonFiniteLossError
 from steps.files.progress import NullProgress, Progress
 from steps.training.batch import Batch, LossFunction
@@ -27,10 +28,11 @@ from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
+from steps.training.pace import Speed, learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import epoch_indices
+from steps.training.selection import BestState, HeldOut
 
 logger = logging.getLogger(__name__)
-_MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 
 
 IntervalHook = Callable[[int, nn.Module], dict[str, float]]
@@ -40,39 +42,18 @@ weights, the ones that are handed over, and is in evaluation mode; what it retur
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """`model` carries the EMA weights and is in evaluation mode; `curve` has one row per logging interval."""
+    """`model` is in evaluation mode and carries the EMA weights of the iteration that `selection` names, or without one
+    of the last; `curve` has one row per logging interval.
+    """
 
     model: nn.Module
     curve: list[dict[str, float]]
     iterations: int
     images_per_s: Measurement | None
+    selection: Selection | None = None
 
 
-def learning_rate_factor(iteration: int, training: TrainingConfig) -> float:
-    """Factor on the learning rate at a 0-based iteration: linear warm-up, then constant or cosine.
-
-    The cosine takes the last `cosine_iterations`, so that a training can go on at a constant rate for as long as there
-    is time and be ended by setting `iterations`.
-    """
-    warmup = training.warmup_iterations
-    if iteration < warmup:
-        return (iteration + 1) / (warmup + 1)
-    if training.schedule == "constant":
-        return 1.0
-    span = max(1, min(training.iterations - warmup, training.cosine_iterations or training.iterations))
-    progress = min(1.0, max(0.0, (iteration - (training.iterations - span)) / span))
-    low = training.final_learning_rate_fraction
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def pause_after_checkpoint(interval_s: float, spent_s: float) -> float:
-    """Seconds until the next checkpoint: the interval, or longer where writing one is so slow that it would take more
-    than 3 % of the time. An interval below a second asks for checkpoints at any price.
-    """
-    return interval_s if interval_s < 1.0 else max(interval_s, spent_s / _MOST_SHARE)
-
-
-def train(
+def train(  # noqa: PLR0913 - everything that decides the result, by name
     model: nn.Module,
     loss: LossFunction,
     *,
@@ -80,19 +61,24 @@ def train(
     samples: int,
     seed: int,
     folder: Path | CheckpointFolder,
+    held_out: HeldOut | None = None,
     progress: Progress | None = None,
     on_interval: IntervalHook | None = None,
     description: str = "training",
     device: torch.device | None = None,
 ) -> TrainingOutcome:
-    """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights.
+    """Train `model` in place for `training.iterations` optimizer steps and return it with its EMA weights: with
+    `held_out` those of the best of its start and `training.held_out_checks` later states, which are chosen by it.
 
     Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
     then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
-    Interrupted after SIGTERM, SIGINT or SIGHUP (a checkpoint is written first, no later than one micro-batch after it).
+    Interrupted after SIGTERM, SIGINT or SIGHUP (a checkpoint is written first, no later than one micro-batch, or one
+    forward pass of a check, after it).
     """
     with folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder) as checkpoints:
-        run = _Training(model, loss, training, samples, seed, checkpoints, device)
+        run = _Training(
+            model, loss, training, checkpoints, samples=samples, seed=seed, held_out=held_out, device=device
+        )
         run.restore()
         bar = progress or NullProgress()
         bar.start(description, training.iterations)
@@ -106,25 +92,6 @@ def train(
         return run.finish()
 
 
-@dataclass
-class _Speed:
-    """Images per second of every logging interval; varies between runs and belongs to no identity."""
-
-    values: list[float] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
-    _images: int = 0
-
-    def add(self, images: int) -> None:
-        self._images += images
-
-    def close_interval(self) -> float:
-        now = time.monotonic()
-        speed = self._images / max(now - self._since, 1e-9)
-        self.values.append(speed)
-        self._since, self._images = now, 0
-        return speed
-
-
 class _Training:
     """State of one training; everything in it is either configuration or part of the checkpoint."""
 
@@ -133,16 +100,18 @@ class _Training:
         model: nn.Module,
         loss: LossFunction,
         training: TrainingConfig,
+        checkpoints: CheckpointFolder,
+        *,
         samples: int,
         seed: int,
-        checkpoints: CheckpointFolder,
+        held_out: HeldOut | None,
         device: torch.device | None,
     ) -> None:
         self.training, self.samples, self.seed = training, samples, seed
-        self.checkpoints, self.folder = checkpoints, checkpoints.folder
-        self.loss = loss
-        use_cpu = device is None or device.type == "cpu"
-        self.accelerator = Accelerator(cpu=use_cpu)
+        self.checkpoints, self.folder, self.loss = checkpoints, checkpoints.folder, loss
+        # A skipped unit has no gradient, here as on one rank: to touch it with a zero would decay and move its weights.
+        ranks = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(cpu=device is None or device.type == "cpu", kwargs_handlers=[ranks])
         self.bare_model = model.to(self.accelerator.device).train()
         self.ema = ExponentialMovingAverage(self.bare_model, training.ema_decay)
         self.parameters = {n: p for n, p in self.bare_model.named_parameters() if p.requires_grad}
@@ -153,31 +122,30 @@ class _Training:
             weight_decay=training.weight_decay,
         )
         self.model: nn.Module = self.accelerator.prepare_model(self.bare_model)
-        self.iteration = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self.pending = 0
-        self.speed = _Speed()
+        self.iteration = self.pending = 0
+        self.speed = Speed()
+        self.best = BestState(held_out, training)
 
     def loop(self, progress: Progress, on_interval: IntervalHook | None, stop: threading.Event) -> None:
         """Run to the last iteration, or until `stop` is set."""
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
+        last = self.training.iterations
         progress.update(self.iteration)
-        while self.iteration < self.training.iterations:
+        self.check(stop)
+        while self.iteration < last or stop.is_set():
             metrics = self.step(stop)
             if metrics is not None:
                 self.iteration += 1
-                if (
-                    self.iteration % self.training.log_interval == 0
-                    or self.iteration == self.training.iterations
-                ):
+                if self.iteration % self.training.log_interval == 0 or self.iteration == last:
                     metrics |= self.log_interval(on_interval)
                 try:
                     progress.update(self.iteration, **metrics)
                 except BrokenPipeError:
                     stop.set()  # who started this task is gone: nobody would take its result
-            due = time.monotonic() - saved_at >= wait_s
-            if stop.is_set() or due:
+                self.check(stop)
+            if stop.is_set() or time.monotonic() - saved_at >= wait_s:
                 started = time.monotonic()
                 self.save()
                 saved_at = time.monotonic()
@@ -187,11 +155,22 @@ class _Training:
                     f"stopped at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
                 )
 
-    def step(self, stop: threading.Event) -> dict[str, float] | None:
-        """One optimizer step over all micro-batches; returns the mean of the optimised loss.
+    def check(self, stop: threading.Event) -> None:
+        """Measure the EMA weights where it is their turn. Cut off by `stop` it is done again after the continuation."""
+        if not self.best.is_due(self.iteration):
+            return
+        started = time.monotonic()
+        with self.ema.applied(self.bare_model):
+            value = self.best.measure(self.bare_model, stop)
+        self.speed.leave_out(time.monotonic() - started)
+        if value is not None:
+            # Ranks choose alike, whatever the last bit of theirs.
+            agreed = broadcast(torch.tensor(value, dtype=torch.float64, device=self.accelerator.device))
+            self.best.note(self.iteration, float(agreed), self.ema.shadow)
 
-        None when `stop` was set before the last of them: what they have added is dropped, and the state is that of the
-        last whole iteration.
+    def step(self, stop: threading.Event) -> dict[str, float] | None:
+        """One optimizer step over all micro-batches; returns the mean of the optimised loss. None when `stop` was set
+        before the last of them: what they have added is dropped, and the state is that of the last whole iteration.
         """
         config = self.training
         for group in self.optimizer.param_groups:
@@ -201,29 +180,13 @@ class _Training:
             if stop.is_set():
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
-            batch = self.batch(self.iteration * config.accumulation + micro)
-            with torch.autocast(
-                self.accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"
-            ):
-                terms = self.loss(self.model, batch)
-            value = terms["loss"]
-            self.check_finite(value, batch)
-            self.accelerator.backward(value / config.accumulation)
-            total += value.item() / config.accumulation
+            is_last = micro == config.accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                terms = self.backward(self.batch(micro))
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach()) / config.accumulation
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), config.gradient_clip)
-        if norm is not None and not bool(torch.isfinite(norm)):
-            first = self.iteration * config.accumulation
-            samples = [
-                index
-                for micro in range(config.accumulation)
-                for index in self.batch(first + micro).indices.tolist()
-            ]
-            raise NonFiniteLossError(
-                f"the gradient is not finite at iteration {self.iteration} (samples {samples[:8]}...); "
-                f"the last good checkpoint stays in {self.folder}; lower the learning rate or look at these samples"
-            )
+                sums[name] = sums.get(name, 0.0) + term / config.accumulation
+            total += terms["loss"] / config.accumulation
+        self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.bare_model)
@@ -232,20 +195,36 @@ class _Training:
         self.speed.add(config.batch_size * config.accumulation)
         return {"loss": total}
 
-    def batch(self, iteration: int) -> Batch:
-        """This rank's samples of a global micro-batch; ranks take every world-size-th one."""
-        size = self.training.batch_size
-        indices = epoch_indices(samples=self.samples, start=iteration * size, count=size, seed=self.seed)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return Batch(iteration=iteration, indices=indices[rank::world], seed=self.seed)
+    def backward(self, batch: Batch) -> dict[str, float]:
+        """Add the gradient of one micro-batch; returns its loss terms. Raises NonFiniteLossError."""
+        config = self.training
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            terms = self.loss(self.model, batch)
+        if not bool(torch.isfinite(terms["loss"])):
+            raise self.not_finite(f"loss is {terms['loss'].item()}", batch.indices.tolist())
+        self.accelerator.backward(terms["loss"] / config.accumulation)
+        return {name: float(term.detach()) for name, term in terms.items()}
 
-    def check_finite(self, value: Tensor, batch: Batch) -> None:
-        """Raise NonFiniteLossError with the step and the samples, before the optimizer sees the loss."""
-        if bool(torch.isfinite(value)):
+    def clip(self) -> None:
+        """Clip the gradient's norm. Raises NonFiniteLossError before the optimizer sees a gradient without one."""
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
+        if norm is None or bool(torch.isfinite(norm)):
             return
-        samples = batch.indices[:8].tolist()
-        raise NonFiniteLossError(
-            f"the loss is {value.item()} at iteration {self.iteration}, batch {batch.iteration} (samples {samples}...); "
+        batches = [self.batch(micro).indices.tolist() for micro in range(self.training.accumulation)]
+        raise self.not_finite("gradient is not finite", [i for indices in batches for i in indices])
+
+    def batch(self, micro: int) -> Batch:
+        """This rank's samples of a micro-batch of the present iteration; ranks take every world-size-th one."""
+        size = self.training.batch_size
+        start = (self.iteration * self.training.accumulation + micro) * size
+        indices = epoch_indices(samples=self.samples, start=start, count=size, seed=self.seed)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Batch(self.iteration, indices[rank::world], self.seed, micro)
+
+    def not_finite(self, what: str, samples: list[int]) -> NonFiniteLossError:
+        """An error with the step and the samples."""
+        return NonFiniteLossError(
+            f"the {what} at iteration {self.iteration} (samples {samples[:8]}...); "
             f"the last good checkpoint stays in {self.folder}; lower the learning rate or look at these samples"
         )
 
@@ -268,6 +247,7 @@ class _Training:
             return
         tensors = {f"model.{name}": value for name, value in self.bare_model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.shadow.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.weights.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
@@ -276,6 +256,7 @@ class _Training:
             "curve": self.curve,
             "sums": self.sums,
             "pending": self.pending,
+            "candidates": self.best.candidates,
             "seed": self.seed,
         }
         # Tied parameters share storage, which safetensors refuses: every entry gets its own copy, none on the GPU.
@@ -300,17 +281,18 @@ class _Training:
                 if value is not None:
                     self.optimizer.state[parameter][key] = value if key == "step" else value.to(device)
         self.ema.updates = state["ema_updates"]
+        self.best.restore(state.get("candidates", ()), {k: tensors.get(f"best.{k}") for k in self.ema.shadow})
         self.curve, self.sums, self.pending = state["curve"], state["sums"], state["pending"]
         self.iteration = checkpoint.iteration
         logger.info("continuing from iteration=%d in %s", self.iteration, self.folder)
 
     def finish(self) -> TrainingOutcome:
-        """Put the EMA weights into the model and hand everything over.
+        """Put the EMA weights, those of the best state, into the model and hand everything over.
 
-        There is no checkpoint of the end for its own sake: what has been done since the last one is less than an
-        interval's work, as at any other moment, and a short training should not pay for one.
+        There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
         self.ema.copy_to(self.bare_model)
+        selection = self.best.hand_on(self.bare_model)
         self.bare_model.eval()
         speeds = self.speed.values
         return TrainingOutcome(
@@ -318,4 +300,5 @@ class _Training:
             curve=self.curve,
             iterations=self.iteration,
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
+            selection=selection,
         )

@@ -153,9 +153,9 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ArchitectureError(
                 f"{key} holds {', '.join(unknown)}; supported are {', '.join(sorted(allowed))}"
             )
-    if result["mid_block_type"] != "UNetMidBlock2DCrossAttn":
+    if result["mid_block_type"] not in ("UNetMidBlock2DCrossAttn", None):
         raise ArchitectureError(
-            f"mid_block_type is {result['mid_block_type']!r}; supported is 'UNetMidBlock2DCrossAttn'"
+            f"mid_block_type is {result['mid_block_type']!r}; supported are 'UNetMidBlock2DCrossAttn' and None"
         )
     return result
 
@@ -234,6 +234,8 @@ def _down_blocks(geometry: Mapping[str, Any]) -> list[Block]:
 
 
 def _mid_blocks(geometry: Mapping[str, Any]) -> list[Block]:
+    if geometry["mid_block_type"] is None:  # BK-SDM's small and tiny UNets
+        return []
     width = geometry["block_out_channels"][-1]
     scale = 2 ** (len(geometry["block_out_channels"]) - 1)
     ids: list[tuple[str, BlockKind]] = [

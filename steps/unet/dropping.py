@@ -13,6 +13,7 @@ from steps.training.batch import Batch
 from steps.training.randomness import coin
 from steps.unet.architecture import Unit, list_units
 from steps.unet.evolved import EvolvedUNet
+from steps.unet.matching import TeacherMatching
 
 
 def drop_probability(iteration: int, *, final: float, ramp: float) -> float:
@@ -31,26 +32,33 @@ def draw_skipped(units: Sequence[Unit], probability: float, *, seed: int, iterat
 class SkippingLoss:
     """|v_hat - v|^2 of the UNet without a random choice of its units, one choice per iteration.
 
-    `probability` is reached after `ramp` iterations (micro-batches, as Batch counts them).
+    `probability` is reached after `ramp` iterations. With `matching` a frozen teacher is matched as well.
     """
 
     sampling: Sampling
     probability: float
     ramp: float = 0.0
+    matching: TeacherMatching | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Named terms: loss, and the number of skipped units."""
+        """Named terms: loss, original (L_ori), the number of skipped units, and those of `matching`."""
         unet = _bare(model)
         probability = drop_probability(batch.iteration, final=self.probability, ramp=self.ramp)
         units = list_units(unet.spec, unet.geometry())
         skipped = draw_skipped(units, probability, seed=batch.seed, iteration=batch.iteration)
         example = self.sampling.any_timestep(batch, name="robust")
         unet.set_skipped(skipped)
+        matched: dict[str, Tensor] = {}
         try:
-            v_hat = predict(model, example.item)
+            if self.matching is None:
+                v_hat = predict(model, example.item)
+            else:
+                v_hat, matched = self.matching(model, example.item)
         finally:
             unet.set_skipped()
-        return {"loss": (v_hat - example.v).square().mean(), "skipped_units": tensor(float(len(skipped)))}
+        original = (v_hat - example.v).square().mean()
+        loss = original + matched.get("matching", 0.0)
+        return {"loss": loss, "original": original, "skipped_units": tensor(float(len(skipped))), **matched}
 
 
 def _bare(model: nn.Module) -> EvolvedUNet:

@@ -6,7 +6,7 @@ UNet2DConditionModel; only the wiring is ours. Importing this module is all that
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,14 +16,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from artifacts_schema.architecture import ArchitectureSpec, is_copy
+from artifacts_schema.architecture import is_copy
 from steps.files.errors import ArchitectureError
 from steps.unet.architecture import from_payload, to_payload, units_by_id, validate
 from steps.unet.blocks import GEOMETRY_KEYS, STEM, full_spec, list_blocks, module_path, normalise
 from steps.unet.level import Level
-from steps.unet.weights import weights_for
-
-Model = TypeVar("Model", bound=nn.Module)
+from steps.unet.weights import placed_like
 
 _README = """# Evolved UNet ({name})
 
@@ -65,7 +63,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
             "CrossAttnDownBlock2D",
             "DownBlock2D",
         ),
-        mid_block_type: str = "UNetMidBlock2DCrossAttn",
+        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
         up_block_types: tuple[str, ...] = (
             "UpBlock2D",
             "CrossAttnUpBlock2D",
@@ -113,7 +111,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
         self.up_blocks = nn.ModuleList(
             Level(level, blocks[f"up.{i}"]) for i, level in enumerate(base.up_blocks)
         )
-        self.mid_block = Level(base.mid_block, blocks["mid"])
+        self.mid_block = None if base.mid_block is None else Level(base.mid_block, blocks["mid"])
         self.conv_norm_out, self.conv_act, self.conv_out = base.conv_norm_out, base.conv_act, base.conv_out
 
     def geometry(self) -> dict[str, Any]:
@@ -126,7 +124,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
         geometry = normalise(unet.config)
         evolved: Self = cls(**geometry, architecture=to_payload(full_spec(geometry)))
         evolved.load_state_dict(unet.state_dict())
-        return _like(evolved, unet)
+        return placed_like(evolved, unet)
 
     def to_unet(self) -> UNet2DConditionModel:
         """The plain UNet2DConditionModel with these weights (copied), for the base's own architecture only.
@@ -140,7 +138,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
             )
         unet = UNet2DConditionModel(**self.geometry())
         unet.load_state_dict(self.state_dict())
-        return _like(unet, self)
+        return placed_like(unet, self)
 
     def block(self, block_id: str) -> nn.Module:
         """The module of a block. Raises KeyError for a block that is not there."""
@@ -203,7 +201,7 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
                 hidden = level.downsamplers[0](hidden)
                 skips[f"down.{index}.downsamplers.0"] = hidden
         for block_id in self._active(self.mid_block):
-            hidden = self._run(self.mid_block, block_id, hidden, embedding, text)
+            hidden = self._run(cast(Level, self.mid_block), block_id, hidden, embedding, text)
         for index, level in enumerate(self._up_levels):
             hidden = self._up(level, hidden, embedding, text, skips)
             if level.upsamplers is not None:
@@ -221,8 +219,9 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
     def _up_levels(self) -> list[Level]:
         return [cast(Level, level) for level in self.up_blocks]
 
-    def _active(self, level: Level) -> list[str]:
-        return [block_id for block_id in level.block_ids if block_id not in self._skipped]
+    def _active(self, level: Level | None) -> list[str]:
+        """Ids of the blocks that run; none of a middle that there is not."""
+        return [block_id for block_id in level.block_ids if block_id not in self._skipped] if level else []
 
     def _down(
         self, level: Level, hidden: Tensor, embedding: Tensor, text: dict[str, Any], skips: dict[str, Tensor]
@@ -290,38 +289,6 @@ class EvolvedUNet(ModelMixin, ConfigMixin, AttentionMixin):  # type: ignore[misc
             copied=", ".join(self.spec.copied) or "nothing",
         )
         (Path(save_directory) / "README.md").write_text(text, encoding="utf-8")
-
-
-def build(
-    spec: ArchitectureSpec, source: "UNet2DConditionModel | EvolvedUNet", *, load_weights: bool = True
-) -> EvolvedUNet:
-    """The UNet of `spec` with weights copied from `source`, on its device and dtype.
-
-    A copy that `source` does not have starts as a plain copy of its original. Raises ArchitectureError when
-    the spec's blocks do not fit or `source` lacks one of them.
-    """
-    geometry = source.geometry() if isinstance(source, EvolvedUNet) else normalise(source.config)
-    evolved: EvolvedUNet = EvolvedUNet(**geometry, architecture=to_payload(spec))
-    if load_weights:
-        evolved.load_state_dict(weights_for(spec, source.state_dict()))
-    return _like(evolved, source)
-
-
-def as_evolved(unet: nn.Module) -> EvolvedUNet:
-    """`unet` itself when it is an EvolvedUNet, else its equal made from a UNet2DConditionModel."""
-    if isinstance(unet, EvolvedUNet):
-        return cast(EvolvedUNet, unet)
-    if isinstance(unet, UNet2DConditionModel):
-        evolved: EvolvedUNet = EvolvedUNet.from_unet(unet)
-        return evolved
-    raise ArchitectureError(f"expected a UNet2DConditionModel or an EvolvedUNet, found {type(unet).__name__}")
-
-
-def _like(model: Model, source: ModelMixin) -> Model:
-    """`model` on the device, in the dtype and in the mode of `source`."""
-    # nn.Module's own `to`: ModelMixin's warns about every cast.
-    nn.Module.to(model, device=source.device, dtype=source.dtype)
-    return model.train(source.training)
 
 
 def _missing(block_id: str) -> nn.Module:

@@ -1,12 +1,16 @@
-"""Which entries of a state dict an architecture takes."""
+"""Which entries of a state dict an architecture takes, and where a new model belongs."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
-from torch import Tensor
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
 
 from artifacts_schema.architecture import ArchitectureSpec, original_of
 from steps.files.errors import ArchitectureError
 from steps.unet.blocks import module_path
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def weights_for(spec: ArchitectureSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,3 +33,10 @@ def weights_for(spec: ArchitectureSpec, weights: Mapping[str, Tensor]) -> dict[s
             raise ArchitectureError(f"the source of the weights has neither {block_id} nor its original")
         result |= {path + name.removeprefix(original): value for name, value in taken.items()}
     return result
+
+
+def placed_like(model: Model, source: ModelMixin) -> Model:
+    """`model` on the device, in the dtype and in the mode of `source`."""
+    # nn.Module's own `to`: ModelMixin's warns about every cast.
+    nn.Module.to(model, device=source.device, dtype=source.dtype)
+    return model.train(source.training)

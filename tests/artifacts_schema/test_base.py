@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from artifacts_schema.base import Interval, Measurement, Provenance
+from artifacts_schema.base import Measurement, Provenance
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef, WeightsRef
 from artifacts_schema.training import TrainingRecord
@@ -55,12 +55,6 @@ def test_measurement_of_known_values() -> None:
 def test_measurement_needs_values() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Measurement.of([], "ms")
-
-
-def test_overlapping_intervals() -> None:
-    low, high = Interval(value=1, low=0, high=2, n=9), Interval(value=3, low=2.5, high=4, n=9)
-    assert not low.overlaps(high)
-    assert low.overlaps(Interval(value=3, low=1.9, high=4, n=9))
 
 
 def test_folder_identity_ignores_the_place() -> None:

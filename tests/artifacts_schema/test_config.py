@@ -1,11 +1,15 @@
 """Configuration: what is refused, and what the message says."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from artifacts_schema.base import Measurement
 from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config, load_config_file
-from artifacts_schema.pretraining import load_pretraining_config
+from artifacts_schema.pretraining import PretrainingConfig, load_pretraining_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "pretrain")
@@ -14,6 +18,89 @@ CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "pretrai
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preset_is_valid(path: Path) -> None:
     assert load_config_file(path).run.name
+
+
+def numbers(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every number in a JSON schema, by place."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("number", "integer"):
+            yield place, schema
+        schema = schema.items()
+    elif isinstance(schema, list):
+        schema = enumerate(schema)
+    else:
+        return
+    for name, value in schema:
+        yield from numbers(value, f"{place}/{name}")
+
+
+@pytest.mark.parametrize("config", [SnapFusionConfig, PretrainingConfig])
+def test_every_number_has_a_range(config: type[BaseModel]) -> None:
+    found = dict(numbers(config.model_json_schema()))
+    assert len(found) > 40
+    lower, upper = {"minimum", "exclusiveMinimum", "enum"}, {"maximum", "exclusiveMaximum", "enum"}
+    assert not [
+        place for place, field in found.items() if not (lower & field.keys() and upper & field.keys())
+    ]
+
+
+def keys(section: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a configuration that is no section."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, (*place, name))
+        else:
+            yield (*place, name)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_key_takes_a_number_that_is_not_finite(value: str) -> None:
+    """Whatever the key, alone or in a list."""
+    taken = []
+    for *sections, name in keys(SnapFusionConfig):
+        for written in (value, f"[{value}]", f"[{value}, {value}]"):
+            text = f"[{'.'.join(sections)}]\n{name} = {written}"
+            try:
+                load_config(text)
+            except InvalidConfig as error:
+                assert f"{'.'.join(sections)}.{name}" in str(error)
+            else:
+                taken.append(text)
+    assert not taken
+
+
+def test_a_record_takes_no_number_that_is_not_finite() -> None:
+    """An imported table with NaN would meet every budget, or none."""
+    with pytest.raises(ValidationError, match="finite"):
+        Measurement.model_validate_json('{"n": 1, "median": NaN, "p10": 0, "p90": 0, "unit": "ms"}')
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_preset_distils_around_the_scales_that_it_draws_with(path: Path) -> None:
+    config = load_config_file(path)
+    low, high = config.step_distillation.cfg_range
+    drawn = (*config.evaluation.guidance_scales, config.step_distillation.validation_guidance_scale)
+    assert low <= min(drawn) <= max(drawn) <= high
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step_distillation.cfg_range", "[0.5, 5.0]"),
+        ("step_distillation.validation_captions", "0"),
+        ("teacher_16.training.learning_rate", "1.5"),
+        ("student_16.training.adam_beta2", "1.0"),
+        ("student_8.training.held_out_checks", "0"),
+        ("student_16.teacher", "'teacher_16'"),
+        ("decoder_distillation.pool_size", "1"),
+        ("velocity_finetuning.base_velocity_weight", "-0.1"),
+    ],
+)
+def test_a_value_that_a_training_cannot_use_is_refused(key: str, value: str) -> None:
+    section, _, name = key.rpartition(".")
+    with pytest.raises(InvalidConfig, match=rf"'{key}"):
+        load_config(f"[{section}]\n{name} = {value}")
 
 
 def test_unknown_key_names_the_nearest_valid_key() -> None:

@@ -29,7 +29,7 @@ def test_time_of_tasks_side_by_side_counts_once(
 
 def test_the_bundle_which_has_no_time_of_its_own_is_passed_over(tmp_path: Path) -> None:
     store, inputs = LocalStore(tmp_path), {}
-    for name in ("run_plan_v2", "bundle_v4"):
+    for name in ("run_plan_v1", "bundle_v1"):
         record = read_record((RECORDS / f"{name}.json").read_text())
         inputs[name] = record.identity()
         store.put_document(f"records/{record.identity()}", record.to_json())

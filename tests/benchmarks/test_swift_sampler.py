@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.swift_sampler import Drawn, dpm_of_apple, dpm_timesteps, metrics
 from steps.diffusion.schedule import NoiseSchedule
+from steps.evaluation.distances import clustered_mean
 from tests.steps.export.factories import SCHEDULE
 
 
@@ -63,7 +64,9 @@ def test_differences_are_paired() -> None:
     def drawn(shift: float) -> Drawn:
         latents = torch.full((16, 4, 2, 2), shift)
         pictures = torch.full((16, 3, 4, 4), int(10 * shift), dtype=torch.uint8)
-        return Drawn(latents, pictures, np.linspace(0, 1, 16) + shift, np.linspace(0, 1, 8) - shift)
+        groups = [str(number) for number in range(16)]
+        distance = clustered_mean(np.linspace(0, 1, 16) - shift, groups)
+        return Drawn(latents, pictures, np.linspace(0, 1, 16) + shift, distance, groups)
 
     rows = {row.name: row for row in metrics(drawn(0.0), drawn(1.0), drawn(0.5))}
     assert rows["swift_sampler.difference.latent_mse"].value == 1.0

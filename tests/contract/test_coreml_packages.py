@@ -6,11 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import coremltools as ct
 import pytest
 import torch
 
-from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport, DrawingScores
+from artifacts_schema.bundle import BundleDrawing, BundleManifest, DrawingScores
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
@@ -20,58 +19,14 @@ from steps.export.compression import compress
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
 from steps.files.errors import ExportError
-from steps.inputs.context import StageContext
-from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import bundle_drawing
 from steps.stages.coreml_export import export_component
-from steps.unet.evolved import EvolvedUNet
-from steps.unet.small_decoder import SmallDecoder
+from tests.contract.exported import ATTRIBUTION, Exported, read_spec
+from tests.factories import context as make_context
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
-from tests.steps.latency.factories import context as make_context
 
 FLOAT16, FLOAT32 = 65552, 65568
-ATTRIBUTION = "CC BY-SA 4.0, drawings by OpenMoji"
-
-
-class Exported:
-    """The three components of a velocity model, converted once for all tests of this module."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        self.base: BaseModel = export_base()
-        self.context: StageContext = make_context(folder, "coreml_export")
-        store = self.context.store
-        small = SmallDecoder.cut_from(self.base.vae, width_fraction=0.5)
-        self.unet = save_model(store, EvolvedUNet.from_unet(self.base.unet), schema="snapfusion.EvolvedUNet")
-        self.decoder = save_model(store, small, schema="snapfusion.SmallDecoder")
-        self.reports = {c: self.convert(c) for c in ("text_encoder", "unet", "vae_decoder")}
-
-    def convert(self, component: Any) -> ComponentReport:
-        return export_component(
-            component,
-            self.base,
-            self.unet,
-            self.decoder,
-            pictures(3),
-            CoremlExportConfig(),
-            self.context,
-            prediction_type="v_prediction",
-            attribution=ATTRIBUTION,
-        )
-
-    def spec(self, report: ComponentReport) -> Any:
-        return read_spec(self.context, report)
-
-
-def read_spec(context: StageContext, report: ComponentReport) -> Any:
-    folder = context.work / report.package_name
-    for relative, ref in report.package.files.items():
-        path = folder / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(context.store.path_of(ref).read_bytes())
-    return ct.models.MLModel(str(folder), skip_model_load=True).get_spec()
 
 
 def described(features: Any) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -80,11 +35,6 @@ def described(features: Any) -> dict[str, tuple[tuple[int, ...], int]]:
         for f in features
         if f.shortDescription
     }
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported(tmp_path_factory.mktemp("exported"))
 
 
 def test_text_encoder(exported: Exported) -> None:
@@ -231,11 +181,11 @@ class _Clip:
         return images.float().mean((1, 2, 3)) / 255
 
 
-def _draw(exported: Exported, folder: Path, **gates: Any) -> BundleDrawing:
+def _draw(exported: Exported, folder: Path, *, count: int = 2, **gates: Any) -> BundleDrawing:
     inputs: Any = SimpleNamespace(base=exported.base, data=_Data(), measure_clip=_Clip())
-    config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=2, **gates))
+    config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=count, **gates))
     return bundle_drawing.draw_beside_torch(
-        folder, inputs, exported.unet, exported.decoder, config, exported.context
+        folder, inputs, config, exported.context, unet_ref=exported.unet, decoder_ref=exported.decoder
     )
 
 
@@ -259,7 +209,9 @@ def test_bundle_carries_what_it_drew(exported: Exported, tmp_path: Path) -> None
 def test_bundle_whose_pictures_are_off_is_not_published(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="bundle: expected every picture at 90 dB"):
         _bundle(
-            exported, tmp_path, draw=lambda folder: _draw(exported, folder, min_image_psnr_db=90.0).scores
+            exported,
+            tmp_path,
+            draw=lambda folder: _draw(exported, folder, count=1, min_image_psnr_db=90.0).scores,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -329,8 +281,13 @@ def test_equal_models_are_equal_files(exported: Exported) -> None:
 def test_plain_epsilon_unet_without_batch_of_two(tmp_path: Path) -> None:
     base, where = export_base(), make_context(tmp_path, "coreml_export")
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
-    config = CoremlExportConfig(batch_size=1, attention="split_einsum", minimum_deployment_target="iOS18")
-    report = export_component("unet", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+    check = ProgramCheckConfig(timesteps=(499,))
+    config = CoremlExportConfig(
+        batch_size=1, attention="split_einsum", minimum_deployment_target="iOS18", program_check=check
+    )
+    report = export_component(
+        "unet", base, pictures(1), config, where, weights=ref, prediction_type="epsilon"
+    )
     spec = read_spec(where, report)
     assert described(spec.description.input)["sample"] == ((1, 4, 16, 16), FLOAT32)
     assert list(described(spec.description.output)) == ["noise_pred"]

@@ -15,12 +15,12 @@ from flows.snapfusion_flow import SnapFusionFlow
 _original = stages.run
 
 
-def _fails_once(flow: Any, stage: str, label: str = "") -> Any:
+def _fails_once(flow: Any, stage: str, *arguments: Any) -> Any:
     marker = Path(os.environ["FAILED_ONCE"])
     if stage == "decoder_distillation" and not marker.exists():
         marker.touch()
         raise RuntimeError("injected failure")
-    return _original(flow, stage, label)
+    return _original(flow, stage, *arguments)
 
 
 stages.run = _fails_once

@@ -25,9 +25,10 @@ EXAMPLES = {
     "start": "run_plan_v1",
     "latency_profile": "latency_v1",
     "architecture_evolution": "evolution_v1",
-    "real_pictures": "real_pictures_v2",
-    "evaluation": "evaluation_v2",
-    "coreml_export": "component_v2",
+    "real_pictures": "real_pictures_v1",
+    "guidance_selection": "guidance_v1",
+    "evaluation": "evaluation_v1",
+    "coreml_export": "component_v1",
     "coreml_compression": "compression_v1",
     "bundle_drawing": "bundle_drawing_v1",
 }
@@ -71,6 +72,9 @@ def _left_out(name: str, config: SnapFusionConfig) -> bool:
     return stage == "coreml_export" and label not in config.coreml_export.components
 
 
+_folder_identity = cache(
+    folder_identity
+)  # of the shipped folders, which no test changes: hashed once for all tests
 _DEFAULT: dict[bool, dict[str, StageKey]] = {}  # of the default configuration, for all tests
 
 
@@ -85,7 +89,8 @@ class Keys:
         monkeypatch.setattr(runtime, "stage_of_run", self._captured)
         # Of no consequence for a key, and slow.
         monkeypatch.setattr(run_checks, "check_run", lambda *_: None)
-        monkeypatch.setattr(input_folders, "folder_identity", cache(folder_identity))
+        monkeypatch.setattr(runtime, "configure_logging", lambda: None)
+        monkeypatch.setattr(input_folders, "folder_identity", _folder_identity)
 
     def _captured(self, store: Any, run_id: str, key: StageKey, work: Any, **_: Any) -> CacheResult:
         self.found[f"{key.stage} {key.label}".strip()] = key
@@ -107,7 +112,7 @@ class Keys:
         self.found, self.propagate = {}, propagate
         config = self.config(changes)
         records: dict[str, Any] = {"start": stages.start(config)}
-        labels = {"evaluation": VARIANTS, "coreml_export": COMPONENTS}
+        labels = {"guidance_selection": VARIANTS, "evaluation": VARIANTS, "coreml_export": COMPONENTS}
         for name, stage in STAGES.items():
             if name in ("start", "bundle_drawing"):
                 continue

@@ -26,7 +26,7 @@ def train_toy(folder: Path, progress: Progress, *, waits: bool) -> dict[str, Ten
     told = folder / "may_be_stopped"
 
     def loss(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        if waits and batch.iteration == STOPPED_AT * CONFIG.accumulation + 1:
+        if waits and (batch.iteration, batch.micro) == (STOPPED_AT, 1):
             told.touch()
             time.sleep(_LONG_S)
         x = keyed_normal((4,), seed=batch.seed, name="x", iteration=batch.iteration, indices=batch.indices)

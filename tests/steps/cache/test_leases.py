@@ -1,114 +1,168 @@
-"""Leases: one holder, taken over when it is gone or silent, whatever the wall clock says."""
+"""Leases: one holder, taken over when it is gone or silent, whatever the wall clock says; and the collector's lock."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from steps.cache import leases
-from steps.cache.leases import is_free, lease, living, remove_lease
-from steps.files.errors import DamagedError, StoreError
+from steps.cache.leases import LEASE_S, Held, alone, in_use, is_free, lease
+from steps.files.errors import StoreError
 from steps.store import LocalStore, Store
+from tests.conftest import MakeS3
+from tests.steps.cache.conftest import Clock
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "stages/a/1"
+DOCUMENT = f"leases/{KEY}"
 
 
-def document(store: Store) -> str | None:
-    return store.get_document(f"leases/{KEY}")
+def claim(**changes: object) -> str:
+    """A lease of this process, as another machine would have written it."""
+    values = {"owner": "somebody", "host": "there", "machine": "another", "pid": os.getpid(), "started": "1"}
+    return json.dumps({**values, "work": "teacher_16 of run 7", "beat": 0, **changes})
+
+
+@pytest.fixture
+def killed(store: LocalStore) -> None:
+    """A process of this machine that was killed while it held the lease and used the store."""
+    code = (
+        "import os, signal; from pathlib import Path; from steps.store import LocalStore\n"
+        f"from steps.cache.leases import in_use, lease\nstore = LocalStore(Path({str(store.folder)!r}), durable=False)\n"
+        f"with in_use(store, 'work'), lease(store, {KEY!r}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """The id of another living process."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process.pid
+    process.kill()
+    process.communicate()
 
 
 def test_it_is_free_before_and_after(store: Store) -> None:
     with lease(store, KEY):
-        assert not is_free(document(store))
-        with (
-            pytest.raises(StoreError, match=f"still held after 0 s by host .* pid {os.getpid()}"),
-            lease(store, KEY, wait_s=0.0),
-        ):
-            pass
-    assert is_free(document(store))
+        assert not is_free(store.get_document(DOCUMENT))
+    assert is_free(store.get_document(DOCUMENT))
 
 
 def test_it_is_free_after_a_failure(store: Store) -> None:
     with pytest.raises(RuntimeError), lease(store, KEY):
         raise RuntimeError
-    assert is_free(document(store))
+    assert is_free(store.get_document(DOCUMENT))
 
 
-def test_a_killed_holder_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    code = (
-        "import os, signal; from pathlib import Path; from steps.store import LocalStore\n"
-        "from steps.cache.leases import lease\n"
-        f"with lease(LocalStore(Path({str(tmp_path)!r})), {KEY!r}): os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert json.loads(document(store) or "{}")["beat"] == 0
-    started = time.monotonic()
+def test_a_killed_holder_of_this_machine_is_not_waited_for(store: Store, killed: None, clock: Clock) -> None:
+    with lease(store, KEY), alone(store):
+        assert clock.time_s == 0.0
+
+
+def test_a_process_id_that_is_used_again_does_not_hold_it(store: Store, clock: Clock) -> None:
+    store.put_document(DOCUMENT, claim(machine=leases.machine()))
     with lease(store, KEY):
-        assert time.monotonic() - started < 5.0
+        assert clock.time_s == 0.0
 
 
-def test_a_process_id_that_is_used_again_does_not_hold_it(store: Store) -> None:
-    store.put_document(f"leases/{KEY}", json.dumps(_claim()))
-    assert is_free(document(store))
-
-
-def _claim() -> dict[str, object]:
-    """A lease of this process."""
-    return {
-        "owner": "somebody",
-        "host": "here",
-        "machine": leases.machine(),
-        "pid": os.getpid(),
-        "started": "1",
-        "beat": 0,
-    }
-
-
-def test_a_silent_holder_elsewhere_is_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.5)
-    monkeypatch.setattr(leases, "_WAIT_S", 0.1)
-    elsewhere = json.dumps({**_claim(), "machine": "another"})
-    store.put_document(f"leases/{KEY}", elsewhere)
-    started = time.monotonic()
-    with lease(store, KEY):
-        assert time.monotonic() - started >= 0.5
-
-
-@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0], ids=["back a day", "on a day"])
-def test_wall_clock_jumps_change_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch, jump_s: float
+@pytest.mark.parametrize(
+    "failure",
+    [
+        FileNotFoundError(errno.ENOENT, "hidepid=2"),
+        PermissionError(errno.EACCES, "no right"),
+        OSError(errno.EMFILE, "no handle left"),
+    ],
+    ids=lambda error: errno.errorcode[error.errno],
+)
+def test_what_the_system_does_not_tell_proves_nobody_dead(
+    store: Store, clock: Clock, child: int, monkeypatch: pytest.MonkeyPatch, failure: OSError
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.8)
-    monkeypatch.setattr(leases, "_WAIT_S", 0.1)
-    with lease(store, KEY):
-        clock = time.time
-        monkeypatch.setattr(time, "time", lambda: clock() + jump_s)
-        # The holder renews all the time: however long the other waits, it does not get it.
-        with pytest.raises(StoreError, match="still held"), lease(store, KEY, wait_s=2.0):
-            pass
+    store.put_document(DOCUMENT, claim(machine=leases.machine(), pid=child, started=leases._started(child)))
+    assert not is_free(store.get_document(DOCUMENT))
+    read = Path.read_text
+
+    def hidden(path: Path, *arguments: object) -> str:
+        if path == Path(f"/proc/{child}/stat"):
+            raise failure
+        return read(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert not is_free(store.get_document(DOCUMENT))
+    with lease(store, KEY):  # its silence counts all the same
+        assert clock.time_s > LEASE_S
 
 
-def test_a_holder_that_was_taken_for_dead_notices(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_where_the_system_does_not_name_the_machine_nobody_is_proven_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.4)
-    other = json.dumps({**_claim(), "machine": "another"})
+    monkeypatch.setattr(leases, "machine", lambda: None)
+    assert not is_free(claim(machine=None, pid=2**22 + 1))
+
+
+def test_a_silent_holder_elsewhere_is_taken_over(store: Store, clock: Clock) -> None:
+    store.put_document(DOCUMENT, claim())
     with lease(store, KEY):
-        store.put_document(f"leases/{KEY}", other)
-        time.sleep(0.8)
-    assert "was taken over by host here" in caplog.text
-    assert document(store) == other  # and does not release what is not its own
+        assert clock.time_s > LEASE_S
+
+
+@pytest.mark.parametrize("jump_s", [0.0, -86_400.0, 86_400.0], ids=["no jump", "back a day", "on a day"])
+def test_nobody_gives_up_while_the_holder_renews_whatever_the_wall_clock_says(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    other = Held(store, DOCUMENT)
+    other._claim["machine"] = "another"
+    assert other.take(None)
+
+    def renew_for_a_while() -> None:
+        if clock.time_s < 7 * 3600:
+            assert other.renew()
+
+    clock.meanwhile = renew_for_a_while
+    monkeypatch.setattr(leases, "_WAIT_S", 10.0)
+    with lease(store, KEY):
+        assert clock.time_s > 7 * 3600
+
+
+def test_a_holder_that_was_taken_for_dead_notices(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    held = Held(store, DOCUMENT)
+    assert held.take(None)
+    with held.kept():
+        store.put_document(DOCUMENT, claim())
+        assert not held.renew()
+        with pytest.raises(StoreError, match="was not renewed in time"):
+            held.require()
+    assert "was taken over by teacher_16 of run 7 on host there" in caplog.text
+    assert store.get_document(DOCUMENT) == claim()  # and does not release what is not its own
+
+
+def test_a_holder_that_was_stopped_for_long_does_no_harm(store: Store, clock: Clock) -> None:
+    held = Held(store, DOCUMENT)
+    assert held.take(None)
+    held.require()
+    clock.time_s += LEASE_S
+    with pytest.raises(StoreError, match="was not renewed in time"):
+        held.require()
+    assert held.renew()
+    held.require()
 
 
 def test_many_that_wait_get_it_one_by_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_WAIT_S", 0.02)
+    monkeypatch.setattr(leases, "_WAIT_S", 0.01)
     inside: list[int] = []
     most: list[int] = []
 
@@ -116,7 +170,7 @@ def test_many_that_wait_get_it_one_by_one(store: Store, monkeypatch: pytest.Monk
         with lease(store, KEY):
             inside.append(1)
             most.append(len(inside))
-            time.sleep(0.05)
+            time.sleep(0.01)
             inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(5)]
@@ -127,110 +181,175 @@ def test_many_that_wait_get_it_one_by_one(store: Store, monkeypatch: pytest.Monk
     assert most == [1] * 5
 
 
-def test_a_lease_of_the_first_format_is_understood() -> None:
-    assert is_free('{"owner": "a", "expires": 0.0}')
-    assert not is_free('{"owner": "a", "host": "h", "pid": 1, "expires": 4e9}')
+class Stop(threading.Event):
+    """Ends the renewing thread after so many renewals."""
+
+    def __init__(self, renewals: int) -> None:
+        super().__init__()
+        self.left = renewals
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout == LEASE_S / 4
+        self.left -= 1
+        return self.left < 0
 
 
-def test_a_store_that_fails_for_a_while_does_not_end_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_store_that_fails_for_a_while_does_not_end_the_renewals(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.4)
-    store = LocalStore(tmp_path)
-    with lease(store, KEY), monkeypatch.context() as broken:
+    held, swap, calls = Held(store, DOCUMENT), store.swap_document, []
 
-        def fail(*_: object) -> bool:
+    def fail_once(*arguments: str) -> bool:
+        calls.append(arguments)
+        if len(calls) == 1:
             raise StoreError("no answer")
+        return swap(*arguments)
 
-        broken.setattr(store, "swap_document", fail)
-        time.sleep(0.3)
+    assert held.take(None)
+    monkeypatch.setattr(store, "swap_document", fail_once)
+    held._keep(Stop(3))
     assert "tried again: no answer" in caplog.text
-    assert is_free(document(store))
+    assert json.loads(store.get_document(DOCUMENT) or "")["beat"] == 3
 
 
-def test_a_lease_that_was_removed_comes_back(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_file_lock_that_fails_does_not_end_the_renewals(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A collector took it for idle, and its removal arrives late."""
-    monkeypatch.setattr(leases, "LEASE_S", 0.8)
-    with lease(store, KEY):
-        store.delete_document(f"leases/{KEY}")
-        time.sleep(0.8)
-        assert not is_free(document(store))
-    assert "taken over" not in caplog.text
-    assert is_free(document(store))
+    held = Held(store, DOCUMENT)
+    assert held.take(None)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("steps.store.local.fcntl.flock", no_locks)
+        held._keep(Stop(1))
+    assert "tried again: cannot write to the store" in caplog.text
+    assert held.renew()
+
+
+def test_a_lease_that_was_removed_comes_back(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    held = Held(store, DOCUMENT)
+    assert held.take(None)
+    store.delete_document(DOCUMENT)
+    assert held.renew()
+    assert not is_free(store.get_document(DOCUMENT))
+    assert caplog.text == ""
 
 
 def test_a_renewal_whose_answer_was_lost_is_no_takeover(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_S", 0.4)
-    store = LocalStore(tmp_path)
-    swap, lost = store.swap_document, threading.Event()
+    held, swap = Held(store, DOCUMENT), store.swap_document
+    assert held.take(None)
 
-    def lose_one_answer(name: str, old: str | None, new: str) -> bool:
-        done = swap(name, old, new)
-        if not lost.is_set():
-            lost.set()
-            raise StoreError("no answer")
+    def lose_the_answer(*arguments: str) -> bool:
+        assert swap(*arguments)
+        raise StoreError("no answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "swap_document", lose_the_answer)
+        held._keep(Stop(1))
+    assert held.renew()
+    assert "taken over" not in caplog.text
+
+
+def damage(store: LocalStore) -> None:
+    path = store.folder / "documents" / f"{DOCUMENT}.json"
+    path.write_bytes(path.read_bytes().replace(b'"beat": 0', b'"beat": 1'))
+
+
+def test_a_damaged_lease_is_written_anew_by_its_holder(store: LocalStore, clock: Clock) -> None:
+    held = Held(store, DOCUMENT)
+    assert held.take(None)
+    damage(store)
+    assert held.renew()
+    assert json.loads(store.get_document(DOCUMENT) or "")["beat"] == 1
+
+
+def test_a_damaged_lease_that_nobody_writes_anew_is_taken_over(store: LocalStore, clock: Clock) -> None:
+    store.put_document(DOCUMENT, claim())
+    damage(store)
+    with lease(store, KEY):
+        assert clock.time_s > LEASE_S
+
+
+def test_nobody_has_the_store_alone_while_it_is_in_use(store: Store, clock: Clock) -> None:
+    with (
+        in_use(store, "draw"),
+        pytest.raises(StoreError, match=rf"not now: .* in use.* draw on host .* pid {os.getpid()}"),
+        alone(store),
+    ):
+        pass
+    with alone(store):
+        assert clock.time_s == 0.0
+    assert store.list_documents("leases/use/") == []
+
+
+def test_who_comes_while_somebody_has_the_store_alone_waits(store: Store, clock: Clock) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(alone(store))
+
+        def end() -> None:
+            if clock.time_s > 60.0:
+                stack.close()
+
+        clock.meanwhile = end
+        with in_use(store, "draw"):
+            assert 60.0 < clock.time_s < LEASE_S
+
+
+def test_two_do_not_collect_at_once(store: Store) -> None:
+    with (
+        alone(store),
+        pytest.raises(StoreError, match="not now: collection on host .* collects"),
+        alone(store),
+    ):
+        pass
+    with alone(store):
+        pass
+
+
+def test_one_that_works_elsewhere_is_seen_by_its_next_renewal(store: Store, clock: Clock) -> None:
+    store.put_document("leases/use/1", claim())
+    clock.meanwhile = lambda: store.put_document("leases/use/1", claim(beat=1))
+    with pytest.raises(StoreError, match="teacher_16 of run 7 on host there"), alone(store):
+        pass
+    clock.meanwhile = lambda: None
+    with alone(store):  # it was killed
+        assert clock.time_s > LEASE_S
+
+
+@pytest.mark.parametrize("first", ["worker", "collector"])
+def test_of_a_worker_and_a_collector_that_come_at_once_one_sees_the_other(
+    store: LocalStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Between what one writes and its look for the other, the other writes."""
+    swap, other = store.swap_document, Held(store, "leases/use/1", "other")
+    if first == "worker":
+        other = Held(store, "leases/collection", "collection")
+
+    def swap_then_the_other(document: str, old: str | None, new: str) -> bool:
+        done = swap(document, old, new)
+        monkeypatch.setattr(store, "swap_document", swap)
+        assert other.take(None)
         return done
 
-    with lease(store, KEY):
-        monkeypatch.setattr(store, "swap_document", lose_one_answer)
-        time.sleep(0.5)
-    assert "tried again: no answer" in caplog.text
-    assert "taken over" not in caplog.text
-    assert is_free(document(store))
+    monkeypatch.setattr(store, "swap_document", swap_then_the_other)
+    if first == "collector":
+        with pytest.raises(StoreError, match="not now: .*other on host"), alone(store):
+            pass
+    else:
+        clock.meanwhile = lambda: other._release(remove=False)
+        with in_use(store, "draw"):
+            assert clock.time_s > 0.0
 
 
-def test_a_lease_is_removed_only_as_it_was_seen(store: Store) -> None:
-    with lease(store, KEY):
-        pass
-    seen = document(store)
-    assert seen is not None
-    with lease(store, KEY):
-        assert not remove_lease(store, KEY, seen)
-        assert not is_free(document(store))
-    seen = document(store)
-    assert seen is not None
-    assert remove_lease(store, KEY, seen)
-    assert document(store) is None
-
-
-def test_who_comes_while_a_lease_is_removed_waits_and_has_it_to_itself(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leases, "_WAIT_S", 0.05)
-    with lease(store, KEY):
-        pass
-    inside, leave = threading.Event(), threading.Event()
-    delete = store.delete_document
-
-    def work() -> None:
-        with lease(store, KEY):
-            inside.set()
-            assert leave.wait(20)
-
-    worker = threading.Thread(target=work)
-
-    def delete_late(name: str) -> None:
-        if name == f"leases/{KEY}":
-            worker.start()
-            assert not inside.wait(0.5)
-        delete(name)
-
-    monkeypatch.setattr(store, "delete_document", delete_late)
-    assert remove_lease(store, KEY, document(store) or "")
-    assert inside.wait(20)
-    assert not is_free(document(store))
-    leave.set()
-    worker.join(20)
-
-
-@pytest.mark.parametrize("text", ["", "no JSON", "[]"])
-def test_a_damaged_lease_is_named(store: Store, text: str) -> None:
-    store.put_document(f"leases/{KEY}", text)
-    with pytest.raises(DamagedError, match=f"document leases/{KEY} is damaged"), lease(store, KEY):
-        pass
-    with pytest.raises(DamagedError, match=f"document leases/{KEY} is damaged"):
-        living(store)
+def test_leases_hold_on_s3(make_s3: MakeS3, clock: Clock) -> None:
+    store = make_s3()
+    with in_use(store, "draw"), lease(store, KEY):
+        for place in (store, store.cache):
+            with pytest.raises(StoreError, match="not now: .*draw on host"), alone(place):
+                pass
+    with alone(store), alone(store.cache), lease(store, KEY):
+        assert clock.time_s == 0.0

@@ -43,8 +43,3 @@ def test_a_resumed_run_knows_what_it_took_over(store: Store) -> None:
     assert stage_uses(store, "2") == expected
     # A run that has run no stage itself has no note of its origin; who asks knows it.
     assert stage_uses(store, "3", origin="2") == expected
-
-
-def test_notes_of_an_older_program_say_nothing_of_the_cache(store: Store) -> None:
-    store.put_document(f"runs/1/start-{'0' * 64}", '{"entry": "stages/start/0", "origin": null}')
-    assert stage_uses(store, "1") == {}

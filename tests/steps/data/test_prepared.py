@@ -17,14 +17,15 @@ from steps.files.errors import DataError, StoreError
 from steps.files.progress import NullProgress
 from steps.models.base import BaseModel, encode_captions
 from steps.store import LocalStore, get_bytes
-from tests.steps.data.tiny import IMAGE_SIZE, ListSource, noise_image, tiny_base
+from tests.factories import encoding_base
+from tests.steps.data.tiny import IMAGE_SIZE, ListSource, noise_image
 
 KEYS = {"seed": 1, "iteration": 5}
 
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    return tiny_base()
+    return encoding_base()
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from steps.data.webdataset import (
 from steps.files.errors import DataError
 from steps.files.progress import NullProgress
 from steps.store import LocalStore
-from tests.steps.data.tiny import IMAGE_SIZE, tiny_base
+from tests.factories import encoding_base
+from tests.steps.data.tiny import IMAGE_SIZE
 
 Member = tuple[str, bytes]
 MANY = 1_000_000  # pixels
@@ -329,7 +330,7 @@ def test_shards_are_prepared(tmp_path: Path) -> None:
     _write(tmp_path / "a.tar", [*_samples(60), ("x.png", b"no"), ("x.txt", b"text")])
     config = DataConfig(source="webdataset", shards=("a.tar",), max_skipped_fraction=0.05)
     store = LocalStore(tmp_path / "store")
-    ref = prepare_data(tiny_base(), config, store, progress=NullProgress(), project_root=tmp_path)
+    ref = prepare_data(encoding_base(), config, store, progress=NullProgress(), project_root=tmp_path)
     assert (ref.source, ref.examined, ref.skipped) == ("webdataset", 61, {"corrupt_image": 1})
     data = PreparedData.load(store, ref)
     assert sum(data.size(split) for split in ("train", "validation", "test")) == 60

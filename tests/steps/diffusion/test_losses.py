@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steps.diffusion.losses import DistillationLoss, Sampling, VelocityLoss, combined_loss
+from steps.diffusion.losses import (
+    DistillationLoss,
+    Sampling,
+    VelocityLoss,
+    combined_loss,
+    guidance_power,
+)
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
 from steps.training.batch import Batch
 from tests.steps.diffusion.fakes import SD_SCHEDULE, FakeData, LinearUNet
@@ -43,7 +49,7 @@ def expected_loss(
     student_gain: float, teacher_gain: float, z: np.ndarray, t: int, caption: float, w: float, steps: int
 ) -> float:
     """Equations 7-10 for one sample and the linear network, where v = (gain + caption) z and the empty
-    caption is 0.
+    caption is 0; divided by w^2 + (w - 1)^2.
     """
     grid = [*grid_timesteps(2 * steps, train_timesteps=1000), -1]
     k = grid.index(t)
@@ -59,7 +65,7 @@ def expected_loss(
     (a, s), (a_end, s_end) = alpha_sigma(t), alpha_sigma(grid[k + 2])
     target = (latent - s_end / s * z) / (a_end - s_end / s * a)
     student = a * z - s * v(student_gain, z)
-    return float(max(a**2 / s**2, 1.0) * np.mean((student - target) ** 2))
+    return float(max(a**2 / s**2, 1.0) * np.mean((student - target) ** 2) / (w**2 + (w - 1) ** 2))
 
 
 @pytest.mark.parametrize("cfg_probability", [0.0, 1.0])
@@ -161,10 +167,13 @@ def test_the_target_is_the_inversion_of_both_steps_not_the_second_x_hat() -> Non
     teacher = loss.teacher
     assert isinstance(teacher, LinearUNet)
     second = teacher.calls[1]
-    alpha, sigma = SCHEDULE.alpha(second.t), SCHEDULE.sigma(second.t)
-    caption = second.embeddings.mean((1, 2)).reshape(-1, 1, 1, 1)
-    second_x_hat = alpha * second.z - sigma * (-0.1 + caption) * second.z
-    assert (target - second_x_hat).abs().max() > 0.01
+    (a, s), (a_end, s_end) = (alpha_sigma(t) for t in grid_timesteps(STEPS, train_timesteps=1000)[:2])
+    (a_middle, s_middle) = alpha_sigma(int(second.t[0]))
+    v = (-0.1 + second.embeddings.mean((1, 2)).reshape(-1, 1, 1, 1)) * second.z
+    z_end = a_end * (a_middle * second.z - s_middle * v) + s_end * (s_middle * second.z + a_middle * v)
+    # One DDIM step by way of the target leads from z to where the teacher's two have led.
+    eps = (start.item.z - a * target) / s
+    torch.testing.assert_close(a_end * target + s_end * eps, z_end, rtol=1e-4, atol=1e-5)
 
 
 def test_the_teacher_gets_no_gradient() -> None:
@@ -174,7 +183,46 @@ def test_the_teacher_gets_no_gradient() -> None:
     assert teacher.gain.grad is None
 
 
+def test_a_guided_loss_is_as_large_as_that_of_its_branches_were_they_independent() -> None:
+    """The mean square of w a - (w - 1) b for independent a and b of unit variance is w^2 + (w - 1)^2."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 20_000, generator=generator)
+    for w in (1.0, 2.0, 7.5, 14.0):
+        size = (w * a - (w - 1) * b).square().mean()
+        assert float(guidance_power(torch.tensor(w))) == pytest.approx(float(size), rel=0.03)
+    assert float(guidance_power(torch.tensor(1.0))) == 1.0
+
+
 # Mixing, L_ori, randomness.
+
+
+def test_the_scales_fill_the_configured_range() -> None:
+    loss = DistillationLoss(LinearUNet(), sampling(), STEPS, 1.0, (3.0, 3.5), 0.0)
+    drawn = [loss._guidance(Batch(i, BATCH.indices, 0)) for i in range(50)]
+    w = torch.cat([part.flatten() for part in drawn if part is not None])
+    assert len(w) == 50 * len(BATCH.indices)
+    assert 3.0 <= float(w.min()) < 3.01
+    assert 3.49 < float(w.max()) < 3.5
+    assert float(w.mean()) == pytest.approx(3.25, abs=0.03)
+
+
+def test_the_original_loss_has_noise_of_its_own() -> None:
+    student = LinearUNet()
+    loss = distillation(LinearUNet(), gamma=0.2)
+    n, noises = len(BATCH.indices), []
+    for iteration in range(20):
+        batch = Batch(iteration, BATCH.indices, 11)
+        loss(student, batch)
+        x = loss.sampling.data.latents("train", batch.indices, seed=11, iteration=iteration)
+        call = student.calls[-1]
+        for half in (slice(None, n), slice(n, None)):
+            t = call.t[half]
+            noises.append((call.z[half] - SCHEDULE.alpha(t) * x) / SCHEDULE.sigma(t))
+    of_distillation, of_original = (torch.cat(noises[k::2]).flatten().double() for k in (0, 1))
+    for noise in (of_distillation, of_original):
+        assert float(noise.mean()) == pytest.approx(0.0, abs=0.05)
+        assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+    assert float((of_distillation * of_original).mean()) == pytest.approx(0.0, abs=0.05)
 
 
 def test_the_coin_is_one_per_iteration_and_has_the_configured_probability() -> None:

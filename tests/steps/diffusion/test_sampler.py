@@ -15,8 +15,8 @@ from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.diffusion.scheduler import GridDDIMScheduler
 from steps.unet.small_decoder import SmallDecoder, with_decoder
+from tests.factories import LATENT_SHAPE, tiny_vae, two_level_unet
 from tests.steps.diffusion.fakes import SD_SCHEDULE, LinearUNet
-from tests.steps.diffusion.tiny import LATENT_SHAPE, tiny_unet, tiny_vae
 
 # diffusers' DPM scheduler hands tensors to numpy 2 the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -44,7 +44,7 @@ def pipeline(vae: Any, prediction_type: str = "v_prediction") -> StableDiffusion
         vae=vae,
         text_encoder=None,
         tokenizer=None,
-        unet=tiny_unet(),
+        unet=two_level_unet(),
         scheduler=GridDDIMScheduler.for_base(SD_SCHEDULE, prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -72,15 +72,17 @@ def test_ddim_equals_a_plain_pipeline_with_our_scheduler(
 ) -> None:
     pipe = pipeline(tiny_vae(), prediction_type)
     expected = draw(pipe, steps=steps, guidance_scale=guidance_scale, output="latent")
-    ours = sample(tiny_unet(), steps=steps, guidance_scale=guidance_scale, prediction_type=prediction_type)
+    ours = sample(
+        two_level_unet(), steps=steps, guidance_scale=guidance_scale, prediction_type=prediction_type
+    )
     scale = expected.abs().max().item()
     torch.testing.assert_close(ours / scale, expected / scale, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 def test_batches_do_not_change_the_result(sampler: str) -> None:
-    together = sample(tiny_unet(), sampler=sampler)
-    apart = sample(tiny_unet(), sampler=sampler, batch_size=2)
+    together = sample(two_level_unet(), sampler=sampler)
+    apart = sample(two_level_unet(), sampler=sampler, batch_size=2)
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
@@ -121,7 +123,7 @@ def test_a_point_mass_is_reached_in_any_number_of_steps() -> None:
 
 
 def test_bfloat16_stays_close() -> None:
-    exact, rounded = sample(tiny_unet()), sample(tiny_unet(), precision="bf16")
+    exact, rounded = sample(two_level_unet()), sample(two_level_unet(), precision="bf16")
     assert rounded.dtype == torch.float32
     assert 0 < (exact - rounded).square().mean() / exact.square().mean() < 0.05
 
@@ -130,7 +132,7 @@ def test_decoding_rounds_as_the_pipeline_does() -> None:
     vae = tiny_vae()
     pipe = pipeline(vae)
     expected = torch.from_numpy(draw(pipe, steps=4, guidance_scale=3.0, output="np")).permute(0, 3, 1, 2)
-    ours = decode_latents(vae, sample(tiny_unet()), scaling_factor=0.5, batch_size=2)
+    ours = decode_latents(vae, sample(two_level_unet()), scaling_factor=0.5, batch_size=2)
     assert ours.dtype == torch.uint8
     assert (ours.int() - (expected * 255).round().int()).abs().max() <= 1
 
@@ -141,7 +143,7 @@ def test_a_pipeline_draws_with_the_small_decoder(swap: str) -> None:
     small = SmallDecoder.cut_from(vae, width_fraction=0.5).eval()
     pipe = pipeline(small if swap == "small decoder alone" else with_decoder(vae, small))
     expected = torch.from_numpy(draw(pipe, steps=4, guidance_scale=3.0, output="np")).permute(0, 3, 1, 2)
-    ours = decode_latents(small, sample(tiny_unet()), scaling_factor=0.5)
+    ours = decode_latents(small, sample(two_level_unet()), scaling_factor=0.5)
     assert (ours.int() - (expected * 255).round().int()).abs().max() <= 1
 
 

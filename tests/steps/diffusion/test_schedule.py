@@ -34,6 +34,13 @@ def test_timesteps_outside_the_schedule_are_refused(t: int) -> None:
         NoiseSchedule.from_config(SD_SCHEDULE).alpha(torch.tensor([t]))
 
 
+def test_timesteps_on_a_device_stay_there() -> None:
+    """A device whose tensors have no values: whoever looked at them, or took them to the CPU, would fail."""
+    schedule, t = NoiseSchedule.from_config(SD_SCHEDULE), torch.empty(3, dtype=torch.int64, device="meta")
+    for value in (schedule.alpha(t), schedule.sigma(t)):
+        assert (value.device.type, value.shape, value.dtype) == ("meta", (3, 1, 1, 1), torch.float32)
+
+
 def test_known_grids() -> None:
     assert grid_timesteps(8, train_timesteps=1000) == [999, 874, 749, 624, 499, 374, 249, 124]
     assert grid_timesteps(4, train_timesteps=1000) == [999, 749, 499, 249]

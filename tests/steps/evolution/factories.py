@@ -9,7 +9,7 @@ from steps.training.randomness import keyed_normal, keyed_uniform
 
 
 class TinyData:
-    """Twelve samples per split that fit `tests.steps.latency.factories.tiny_base`."""
+    """Twelve samples per split that fit `tests.factories.tiny_base`."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)

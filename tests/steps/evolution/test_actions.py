@@ -10,8 +10,7 @@ from steps.files.errors import BudgetError, LatencyTableError
 from steps.stages import latency_profile
 from steps.unet.architecture import list_units, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
-from tests.steps.latency.factories import tiny_base
-from tests.steps.unet.factories import TINY_CONFIG
+from tests.factories import TINY_CONFIG, tiny_base
 
 FULL = full_spec(TINY_CONFIG)
 

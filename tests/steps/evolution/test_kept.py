@@ -13,10 +13,9 @@ from steps.evolution.kept import ProbeFile, load_round, save_round
 from steps.files.errors import DiskFullError, StoreError
 from steps.inputs.context import StageContext
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.latency.factories import context
+from tests.factories import context, tiny_unet
 from tests.steps.store.test_disk_faults import child
 from tests.steps.training.test_checkpoint_damage import FolderMirror
-from tests.steps.unet.factories import tiny_unet
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, Damage] = {

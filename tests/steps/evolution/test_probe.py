@@ -11,8 +11,8 @@ from steps.evolution.probe import Probe, score_units, unit_score
 from steps.stages import latency_profile
 from steps.unet.architecture import Unit
 from steps.unet.evolved import EvolvedUNet
+from tests.factories import context, tiny_base
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
-from tests.steps.latency.factories import context, tiny_base
 
 UNIT = Unit("mid.resnets.0", "mid_resnet", ("mid.resnets.0",))
 

@@ -13,7 +13,7 @@ from steps.export.contract import package_name, text_encoder_contract, unet_cont
 from steps.export.samples import Pictures
 from steps.models.base import BaseModel
 from steps.store.base import Store, put_folder
-from tests.steps.latency.factories import tiny_base
+from tests.factories import tiny_base
 
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,

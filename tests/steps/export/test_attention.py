@@ -4,7 +4,7 @@ import torch
 from steps.export.attention import SplitEinsumProcessor
 from steps.files.errors import ExportError
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.unet.factories import tiny_inputs, tiny_unet
+from tests.factories import tiny_inputs, tiny_unet
 
 
 def test_split_einsum_is_the_same_attention() -> None:

@@ -12,53 +12,12 @@ import pytest
 import torch
 from coremltools.models import utils
 
-from artifacts_schema.bundle import ComponentReport
-from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
-from steps.export.bundle import assemble_bundle
-from steps.export.bundle_run import Bundle
 from steps.export.chunks import check_chunks, chunk_names, split_package
 from steps.export.convert import export
 from steps.export.interpreter import load_packages
 from steps.export.wrappers import UNetForExport
 from steps.files.errors import ExportError
-from steps.inputs.loaded import fetch_folder
-from steps.models.stored import save_model
-from steps.stages.coreml_export import export_component
-from tests.steps.export.factories import CONTRACTS, SCHEDULE, export_base, pictures, tokenizer_folder
-from tests.steps.latency.factories import context
-
-CHECK = ProgramCheckConfig(captions=1, timesteps=(499,))
-
-
-def exported(folder: Path, component: Any, *, chunked: bool) -> tuple[ComponentReport, Any]:
-    torch.manual_seed(0)
-    base, where = export_base(), context(folder, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
-    config = CoremlExportConfig(chunked_unet=chunked, program_check=CHECK)
-    report = export_component(
-        component, base, ref, None, pictures(1), config, where, prediction_type="v_prediction"
-    )
-    return report, where
-
-
-def test_chunks_compute_what_the_whole_does_and_draw(tmp_path: Path) -> None:
-    whole, where = exported(tmp_path / "whole", "unet", chunked=False)
-    report, chunks = exported(tmp_path / "chunks", "unet", chunked=True)
-    stem = whole.package_name.removesuffix(".mlpackage")
-    assert report.chunks == (f"{stem}_chunk1.mlpackage", f"{stem}_chunk2.mlpackage")
-    one = load_packages("unet", [fetch_folder(where, whole.package, "one")])
-    folder = fetch_folder(chunks, report.package, "two")
-    assert all(opset(folder / name) == "CoreML7" for name in report.chunks)
-    two = load_packages("unet", [folder / name for name in report.chunks])
-    sizes = [sum(f.stat().st_size for f in (folder / name).rglob("*.bin")) for name in report.chunks]
-    assert max(sizes) < 0.8 * sum(sizes)
-    assert two.inputs == one.inputs and two.outputs == one.outputs
-    given = {name: torch.randn(shape) for name, shape in one.inputs.items()}
-    given["timestep"] = torch.full((2,), 499.0)
-    for rounded in (False, True):
-        expected, found = (program.run(given, rounded=rounded)["noise_pred"] for program in (one, two))
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    draw_with_chunks(tmp_path, report, chunks)
+from tests.steps.export.factories import CONTRACTS, export_base
 
 
 def opset(package: Path) -> str:
@@ -125,31 +84,6 @@ def test_chunks_for_ios18_compute_what_the_whole_does(tmp_path: Path) -> None:
     given["timestep"] = torch.full((2,), 499.0)
     expected, found = (p.run(given, rounded=True)["noise_pred"] for p in (whole, chunks))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
-def draw_with_chunks(folder: Path, unet: ComponentReport, where: Any) -> None:
-    reports = [
-        unet,
-        *(exported(folder / "chunks", c, chunked=False)[0] for c in ("text_encoder", "vae_decoder")),
-    ]
-    manifest = assemble_bundle(
-        reports,
-        tokenizer_folder(folder / "base"),
-        where.store,
-        folder / "bundle",
-        steps=2,
-        guidance_scale=3.0,
-        schedule=SCHEDULE,
-        timesteps=(999, 499),
-        prediction_type="v_prediction",
-        scaling_factor=0.13,
-        weights={},
-        attribution="",
-    )
-    assert manifest.complete and manifest.components["unet"].packages == unet.chunks
-    assert not (folder / "bundle" / unet.package_name).exists()
-    picture = Bundle.open(folder / "bundle").draw("a", torch.randn(1, 4, 16, 16))
-    assert picture.pixels.shape == (1, 3, 32, 32)
 
 
 def spec(inputs: list[str], outputs: list[str]) -> Any:

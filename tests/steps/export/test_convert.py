@@ -1,19 +1,41 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from artifacts_schema.config import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.references import WeightsRef
 from steps.export.contract import package_name
 from steps.export.convert import check_weights, export, weights_hash
 from steps.files.errors import DiskFullError, ExportError
+from steps.inputs.context import StageContext
+from steps.models.base import BaseModel
 from steps.models.stored import save_model
 from steps.stages.coreml_export import export_component
+from tests.factories import context
 from tests.steps.export.factories import CONTRACTS, export_base, pictures
-from tests.steps.latency.factories import context
+
+
+def export_epsilon(
+    component: Any,
+    base: BaseModel,
+    ref: WeightsRef | None,
+    where: StageContext,
+    config: CoremlExportConfig | None = None,
+) -> None:
+    export_component(
+        component,
+        base,
+        pictures(),
+        config or CoremlExportConfig(),
+        where,
+        weights=ref,
+        prediction_type="epsilon",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -22,9 +44,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     base.unet.conv_in.weight.data[0, 0, 0, 0] = value
     ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match=r"unet: .*conv_in\.weight"):
-        export_component(
-            "unet", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
-        )
+        export_epsilon("unet", base, ref, where)
     assert not list(where.work.iterdir())
 
 
@@ -84,22 +104,18 @@ def test_too_little_disk_is_refused_before_the_conversion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(DiskFullError, match="vae_decoder: its package needs about"):
-        export_component(
-            "vae_decoder", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
-        )
+        export_epsilon("vae_decoder", base, None, where)
     assert not list(where.work.iterdir())
 
 
 def test_package_below_its_gate_is_not_stored(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     before = sorted(path.name for path in (tmp_path / "store").rglob("*"))
     config = CoremlExportConfig(program_check=ProgramCheckConfig(min_rounded_db=120.0))
     with pytest.raises(ExportError, match=r"vae_decoder: expected at least 120\.0 dB with float16 results"):
-        export_component("vae_decoder", base, ref, None, pictures(), config, where, prediction_type="epsilon")
+        export_epsilon("vae_decoder", base, None, where, config)
     assert sorted(path.name for path in (tmp_path / "store").rglob("*")) == before
     assert not list(where.work.iterdir())
 
@@ -113,8 +129,10 @@ def test_package_names_are_apples() -> None:
 
 def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     with pytest.raises(ExportError, match="found 'refiner'"):
-        export_component(
-            "refiner", base, ref, None, pictures(), CoremlExportConfig(), where, prediction_type="epsilon"
-        )  # type: ignore[arg-type]
+        export_epsilon("refiner", base, None, where)
+
+
+def test_unet_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unet: expected the weights"):
+        export_epsilon("unet", export_base(), None, context(tmp_path, "coreml_export"))

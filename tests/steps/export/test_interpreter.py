@@ -1,6 +1,8 @@
 """Small programs, converted, saved, read back and run."""
 
+import copy
 import gc
+import shutil
 from pathlib import Path
 
 import coremltools as ct
@@ -12,17 +14,11 @@ from steps.export.convert import known_warnings
 from steps.export.interpreter import Program
 from steps.export.program_check import psnr
 from steps.files.errors import ExportError
-from tests.steps.export.programs import Exporter, Layers, exporter
+from tests.steps.export.programs import Layers, exporter
 
 
-@pytest.fixture
-def convert(tmp_path: Path) -> Exporter:
-    return exporter(tmp_path)
-
-
-def test_exact_run_has_only_the_weights_rounded(convert: Exporter) -> None:
-    module = Layers().eval()
-    program = Program.load("vae_decoder", convert(module))
+def test_exact_run_has_only_the_weights_rounded(layers: Layers, package: Path) -> None:
+    program, module = Program.load("vae_decoder", package), copy.deepcopy(layers)
     for parameter in module.parameters():
         parameter.data = parameter.data.half().float()
     z = torch.randn(1, 4, 16, 16)
@@ -31,61 +27,61 @@ def test_exact_run_has_only_the_weights_rounded(convert: Exporter) -> None:
     torch.testing.assert_close(program.run({"z": z}, rounded=False)["image"], expected, rtol=0, atol=2e-5)
 
 
-def test_rounded_results_are_float16_numbers(convert: Exporter) -> None:
-    program = Program.load("vae_decoder", convert(Layers().eval()))
+def test_rounded_results_are_float16_numbers(package: Path) -> None:
+    program = Program.load("vae_decoder", package)
     found = program.run({"z": torch.randn(1, 4, 16, 16)}, rounded=True)["image"]
     assert torch.equal(found, found.half().float())
 
 
-def test_every_result_comes_once_and_in_order(convert: Exporter) -> None:
-    program = Program.load("vae_decoder", convert(Layers().eval()))
+def test_every_result_comes_once_and_in_order(package: Path) -> None:
+    program = Program.load("vae_decoder", package)
     names = [executed.name for executed in program.execute({"z": torch.zeros(1, 4, 16, 16)}, rounded=False)]
     assert len(names) == len(set(names)) == sum(program.operations.values())
     assert names[-1] == "image"
 
 
-def test_unknown_operation_is_named(convert: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = convert(Layers().eval())
+def test_unknown_operation_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(interpreter.OPERATIONS, "silu")
     with pytest.raises(ExportError, match="vae_decoder: .* does not know the operation silu"):
         Program.load("vae_decoder", package)
 
 
-def test_wrong_shape_of_an_operation_is_noticed(convert: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Program.load("vae_decoder", convert(Layers().eval()))
+def test_wrong_shape_of_an_operation_is_noticed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program.load("vae_decoder", package)
     monkeypatch.setitem(interpreter.OPERATIONS, "silu", lambda x: x[:, :1])
     with pytest.raises(ExportError, match="silu .* declares .* computes"):
         program.run({"z": torch.zeros(1, 4, 16, 16)}, rounded=False)
 
 
-def test_operation_that_fails_is_named(convert: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Program.load("vae_decoder", convert(Layers().eval()))
+def test_operation_that_fails_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program.load("vae_decoder", package)
     monkeypatch.setitem(interpreter.OPERATIONS, "silu", lambda x, beta: x * beta)
     with pytest.raises(ExportError, match="vae_decoder: silu .*: .*missing"):
         program.run({"z": torch.zeros(1, 4, 16, 16)}, rounded=False)
 
 
-def test_wrong_inputs_are_refused(convert: Exporter) -> None:
-    program = Program.load("vae_decoder", convert(Layers().eval()))
+def test_wrong_inputs_are_refused(package: Path) -> None:
+    program = Program.load("vae_decoder", package)
     with pytest.raises(ExportError, match="expected the inputs"):
         program.run({"z": torch.zeros(1, 4, 8, 8)}, rounded=False)
 
 
 @pytest.mark.parametrize("name", ["weights/weight.bin", "model.mlmodel"])
-def test_package_that_cannot_be_read_is_named(name: str, convert: Exporter) -> None:
-    package = convert(Layers().eval())
-    file = package / "Data" / "com.apple.CoreML" / name
+def test_package_that_cannot_be_read_is_named(name: str, package: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(package, tmp_path / "broken.mlpackage")
+    file = broken / "Data" / "com.apple.CoreML" / name
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ExportError, match="cannot be read back"):
-        Program.load("vae_decoder", package)
+        Program.load("vae_decoder", broken)
 
 
 @pytest.mark.parametrize(("kind", "least"), [("palette", 15), ("linear", 35)])
-def test_compressed_weights_are_read(convert: Exporter, tmp_path: Path, kind: str, least: float) -> None:
-    module = Layers().eval()
+def test_compressed_weights_are_read(
+    layers: Layers, package: Path, tmp_path: Path, kind: str, least: float
+) -> None:
     optimize = ct.optimize.coreml
     with known_warnings():
-        model = ct.models.MLModel(str(convert(module)), skip_model_load=True)
+        model = ct.models.MLModel(str(package), skip_model_load=True)
         if kind == "palette":
             config = optimize.OptimizationConfig(optimize.OpPalettizerConfig(nbits=4, weight_threshold=0))
             small = optimize.palettize_weights(model, config)
@@ -99,7 +95,7 @@ def test_compressed_weights_are_read(convert: Exporter, tmp_path: Path, kind: st
     z = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
         # Compressed, so not exact; but read as the numbers they stand for.
-        assert least < psnr(module(z), program.run({"z": z}, rounded=False)["image"]) < 65
+        assert least < psnr(layers(z), program.run({"z": z}, rounded=False)["image"]) < 65
 
 
 class Attends(Layers):

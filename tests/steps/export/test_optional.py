@@ -16,10 +16,9 @@ from steps.export.wrappers import RUNTIME_SCALING_FACTOR
 from steps.files.errors import ExportError
 from steps.inputs.loaded import fetch_folder
 from steps.models.base import BaseModel
-from steps.models.stored import save_model
 from steps.stages.coreml_export import export_component
+from tests.factories import context
 from tests.steps.export.factories import export_base, pictures
-from tests.steps.latency.factories import context
 
 
 def tiny_checker() -> StableDiffusionSafetyChecker:
@@ -40,9 +39,8 @@ def tiny_checker() -> StableDiffusionSafetyChecker:
 
 def export(component: Any, base: BaseModel, folder: Path, config: CoremlExportConfig) -> Any:
     where = context(folder, "coreml_export")
-    ref = save_model(where.store, base.unet, schema="diffusers.UNet2DConditionModel")
     report = export_component(
-        component, base, ref, None, pictures(), config, where, prediction_type="epsilon"
+        component, base, pictures(), config, where, weights=None, prediction_type="epsilon"
     )
     return report, Program.load(component, fetch_folder(where, report.package, "package"))
 

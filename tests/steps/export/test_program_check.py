@@ -32,9 +32,8 @@ def check(package: Path, module: nn.Module, **gates: float) -> Parity:
     )
 
 
-def test_saved_program_computes_what_torch_does(convert: Exporter) -> None:
-    module = Layers().eval()
-    parity = check(convert(module), module)
+def test_saved_program_computes_what_torch_does(layers: Layers, package: Path) -> None:
+    parity = check(package, layers)
     (point,) = parity.points
     assert (point.place, point.inputs, parity.quantity) == ("latents", 2, "picture")
     # float16 has 11 bits: about 66 dB of one rounding, less after several.
@@ -43,8 +42,7 @@ def test_saved_program_computes_what_torch_does(convert: Exporter) -> None:
     assert parity.largest_activation > 0 and parity.largest_operation
 
 
-def test_parity_of_other_weights_is_below_the_gate(convert: Exporter) -> None:
-    package = convert(Layers().eval())
+def test_parity_of_other_weights_is_below_the_gate(package: Path) -> None:
     with pytest.raises(ExportError, match=r"vae_decoder: expected at least 65.0 dB without rounding .*found"):
         check(package, Layers().eval())
 
@@ -63,17 +61,15 @@ def test_error_jump_is_named(convert: Exporter) -> None:
     assert jump is not None and "2000" not in jump and "relative error" in jump
 
 
-def test_recovered_quantity_is_compared(convert: Exporter) -> None:
-    module = Layers().eval()
-    package = convert(module)
+def test_recovered_quantity_is_compared(layers: Layers, package: Path) -> None:
     z = torch.randn(1, 4, 16, 16).half().float()
     with torch.no_grad():
-        picture = module(z)
+        picture = layers(z)
     # Divided by its own size the picture is +-1, and its small numbers' errors are magnified.
     none = ProgramCheckConfig(min_exact_db=-math.inf, min_rounded_db=-math.inf, max_loss_db=math.inf)
     plain, divided = (
         check_program(
-            "vae_decoder", package, module, CONTRACT, [sample], quantity="picture", gates=none
+            "vae_decoder", package, layers, CONTRACT, [sample], quantity="picture", gates=none
         ).points[0]
         for sample in (Sample("a", {"z": z}), Sample("b", {"z": z}, scale=1 / picture))
     )

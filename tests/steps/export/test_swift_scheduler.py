@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steps.diffusion.parameterization import ddim_step, denoised
+from steps.diffusion.ddim import walk
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
 from tests.steps.export.factories import SCHEDULE
 
@@ -44,24 +44,14 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 def expected(steps: int, prediction: Any) -> Tensor:
-    """The harness's network through the sampler's own formulas."""
+    """The harness's network through the sampler's own walk."""
     schedule = NoiseSchedule.from_config(SCHEDULE)
     z = torch.tensor(START).reshape(1, 1, 1, -1)
-    grid = schedule.grid_to_clean(steps).tolist()
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
-        now, following = torch.tensor([t]), torch.tensor([t_next])
-        output = 0.3 * z + 0.1 * torch.sin(torch.tensor(float(t), dtype=torch.float64)).float()
-        x, eps = denoised(
-            output=output,
-            z=z,
-            alpha=schedule.alpha(now),
-            sigma=schedule.sigma(now),
-            prediction_type=prediction,
-        )
-        z = ddim_step(
-            x=x, eps=eps, alpha_next=schedule.alpha(following), sigma_next=schedule.sigma(following)
-        )
-    return z.flatten()
+
+    def network(z: Tensor, t: Tensor) -> Tensor:
+        return 0.3 * z + 0.1 * torch.sin(t.double()).float()
+
+    return walk(schedule, network, z=z, points=schedule.grid_to_clean(steps), kind=prediction).flatten()
 
 
 @pytest.mark.parametrize(

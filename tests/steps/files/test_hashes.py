@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_a_changed_file_is_read_again(tmp_path: Path, changed: str) -> None:
     else:
         settled(path, data, at=1_000_000_001 if changed == "time" else 1_000_000_000)
     assert read(tmp_path, path) == ([sha(data)], ["a"])
+
+
+def test_an_edit_with_restored_times_is_seen(tmp_path: Path) -> None:
+    """Same size, same inode, and the time of its last change set back."""
+    path = settled(tmp_path / "a", b"aaa")
+    read(tmp_path, path)
+    before = path.stat()
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    settled(path, b"bbb")
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    assert read(tmp_path, path) == ([sha(b"bbb")], ["a"])
 
 
 def test_a_file_that_may_still_be_written_is_not_remembered(tmp_path: Path) -> None:

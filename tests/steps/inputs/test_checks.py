@@ -51,6 +51,19 @@ def test_damaged_weights_of_the_base_are_named(tmp_path: Path) -> None:
         facts_of(base)
 
 
+@pytest.mark.parametrize("length", [1 << 40, (1 << 64) - 1])
+def test_a_header_longer_than_its_file_is_refused_before_room_is_made_for_it(
+    tmp_path: Path, length: int
+) -> None:
+    base = write_micro_base(tmp_path / "base")
+    path = base / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(
+        BaseModelError, match=rf"safetensors cannot be read: its header claims {length} bytes"
+    ):
+        facts_of(base)
+
+
 def test_too_little_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, 1 << 20))
     with pytest.raises(DiskFullError, match=r"this run's store .* needs about .* 1\.0 MiB are free"):

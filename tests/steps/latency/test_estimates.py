@@ -27,16 +27,39 @@ def seconds(stage: str, config: SnapFusionConfig | None = None) -> float:
     return found[stage].seconds
 
 
-def test_a_training_costs_its_forward_and_backward_passes() -> None:
+CHECKS = 3 * 128 * 0.01  # the start, the middle and the end, on 128 samples
+
+
+def test_a_training_costs_its_forward_and_backward_passes_and_its_checks() -> None:
     config = parse_config({"robust_training": {"training": {"iterations": 10, "batch_size": 4}}})
-    assert seconds("robust_training", config) == pytest.approx(10 * 4 * 3 * 0.01)
+    assert seconds("robust_training", config) == pytest.approx(10 * 4 * 3 * 0.01 + CHECKS)
+
+
+def test_a_distillation_draws_once_with_its_teacher_and_at_every_check_with_its_student() -> None:
+    def drawn(checks: int, teacher: str = "architecture_evolution") -> float:
+        shared = {"final_steps": 8, "intermediate_steps": 16, "validation_captions": 5}
+        stage = {"teacher": teacher, "training": {"iterations": 0, "held_out_checks": checks}}
+        config = {"step_distillation": shared, "student_16": stage}
+        return seconds("student_16", parse_config(config))
+
+    # The evolved UNet costs half of the base; every step is guided.
+    assert drawn(1) == pytest.approx(5 * 2 * 0.01 * 0.5 * (32 + 2 * 16))
+    assert drawn(4) == pytest.approx(5 * 2 * 0.01 * 0.5 * (32 + 5 * 16))
+    assert drawn(1, "velocity_finetuning") == pytest.approx(5 * 2 * 0.01 * (32 + 0.5 * 2 * 16))
+
+
+def test_start_is_told_of_where_the_number_of_pictures_is_known() -> None:
+    encoding = {"encoder_forward_s": 0.5, "text_encoder_forward_s": 0.25, "pictures": 100.0}
+    first = stage_estimates(SnapFusionConfig(), COSTS | encoding)[0]
+    assert (first.stage, first.seconds) == ("start", 75.0)
+    assert "start" not in {estimate.stage for estimate in stage_estimates(SnapFusionConfig(), COSTS)}
 
 
 def test_accumulation_counts_and_precision_halves_activations_only() -> None:
     training = {"iterations": 10, "batch_size": 4, "accumulation": 3}
     config = parse_config({"robust_training": {"training": training}})
     half = parse_config({"robust_training": {"training": training | {"precision": "bf16"}}})
-    assert seconds("robust_training", config) == pytest.approx(3 * 10 * 4 * 3 * 0.01)
+    assert seconds("robust_training", config) == pytest.approx(3 * 10 * 4 * 3 * 0.01 + CHECKS)
     memory = [
         next(e.memory_bytes for e in stage_estimates(c, COSTS) if e.stage == "robust_training") or 0.0
         for c in (config, half)
@@ -68,7 +91,7 @@ def test_cost_needs_a_price() -> None:
 def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:
     base = load_base(write_micro_base(tmp_path / "base", seed=0))
     costs = measure_unit_costs(base, torch.device("cpu"))
-    assert set(costs) == set(COSTS)
+    assert set(costs) == {*COSTS, "encoder_forward_s", "text_encoder_forward_s"}
     assert costs["unet_parameters"] == sum(p.numel() for p in base.unet.parameters())
     assert min(costs.values()) > 0
     assert not any(p.requires_grad for p in base.unet.parameters())

@@ -5,7 +5,7 @@ import torch
 from steps.latency.parts import unet_parts
 from steps.latency.timing import CpuClock, time_parts
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.unet.factories import tiny_inputs, tiny_unet
+from tests.factories import tiny_inputs, tiny_unet
 
 
 def test_parts_hold_every_parameter_once() -> None:

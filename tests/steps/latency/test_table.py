@@ -7,12 +7,11 @@ import pytest
 from artifacts_schema.config import LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
 from steps.files.errors import LatencyTableError
-from steps.latency.table import check_explained, import_table, predict, require_same_protocol
+from steps.latency.table import check_explained, import_table, predict
 from steps.stages import latency_profile
 from steps.unet.architecture import copy_block, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
-from tests.steps.latency.factories import tiny_base
-from tests.steps.unet.factories import TINY_CONFIG
+from tests.factories import TINY_CONFIG, tiny_base
 
 FULL = full_spec(TINY_CONFIG)
 
@@ -92,12 +91,6 @@ def test_import_refuses_a_table_without_a_block(table: LatencyTable, tmp_path: P
     path.write_text(table.model_copy(update={"rows": rows}).to_json())
     with pytest.raises(LatencyTableError, match=r"mid\.resnets\.1"):
         _import(path)
-
-
-def test_tables_of_unlike_protocol_do_not_mix(table: LatencyTable) -> None:
-    require_same_protocol(table, table)
-    with pytest.raises(LatencyTableError, match="unlike dtype never mix"):
-        require_same_protocol(table, table.model_copy(update={"dtype": "float16"}))
 
 
 def test_parts_that_do_not_explain_the_whole_are_refused(table: LatencyTable) -> None:

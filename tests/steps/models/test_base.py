@@ -1,6 +1,7 @@
 """What makes a base unusable is refused before anything expensive, with the file at fault."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -8,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save, save_file
 
 from artifacts_schema.references import ObjectRef, WeightsRef
 from steps.files.errors import BaseModelError, StoreError
 from steps.models.base import encode_captions, load_base
-from steps.models.base_folder import check_base_folder, folder_identity
+from steps.models.base_folder import check_base_folder, folder_identity, put_model_folder
 from steps.models.stored import load_model, save_model
 from steps.pretraining.micro import write_micro_base
-from steps.store import LocalStore, Store, put_folder
+from steps.store import LocalStore, Store
 
 WITH_WEIGHTS = ("unet", "vae", "text_encoder")
 
@@ -35,10 +37,35 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_pickled_weights_are_refused_with_the_file(base: Path) -> None:
-    (base / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(BaseModelError, match=r"diffusion_pytorch_model\.bin holds pickled weights"):
+@pytest.mark.parametrize("component", ["unet", "safety_checker"])
+def test_weights_as_pickles_alone_are_refused_with_the_file(base: Path, component: str) -> None:
+    for path in (base / component).glob("*.safetensors"):
+        path.unlink()
+    (base / component).mkdir(exist_ok=True)
+    (base / component / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(BaseModelError, match=rf"{component}/pytorch_model\.bin holds pickled weights"):
         check_base_folder(base)
+
+
+def test_what_a_hub_has_beside_the_weights_is_neither_hashed_nor_stored(base: Path, tmp_path: Path) -> None:
+    before = folder_identity(base)
+    for name in (
+        "unet/diffusion_pytorch_model.bin",
+        "vae/model.ckpt",
+        "v1-5-pruned.ckpt",
+        ".cache/huggingface/notes.json",
+        "unet/.hidden.json",
+        "README.md",
+        ".env",
+    ):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(b"\x80\x04.")
+    check_base_folder(base)
+    assert folder_identity(base) == before
+    stored = put_model_folder(LocalStore(tmp_path / "store"), base)
+    assert {Path(name).suffix for name in stored.files} == {".json", ".safetensors", ".txt"}
+    assert not [name for name in stored.files if "/." in f"/{name}"]
+    load_base(base)
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "tokenizer", "unet", "vae", "scheduler"])
@@ -133,16 +160,20 @@ def test_names_and_buffers_of_older_libraries_are_understood(base: Path) -> None
 
 def test_a_folder_of_links_is_a_base(base: Path, tmp_path: Path) -> None:
     """A hub's cache: every file of a snapshot is a link to a blob without a suffix."""
-    links, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    blobs.mkdir()
+    cache = tmp_path / "hub" / "models--org--name"
+    links, blobs = cache / "snapshots" / "0123", cache / "blobs"
+    blobs.mkdir(parents=True)
     for number, file in enumerate(path for path in sorted(base.rglob("*")) if path.is_file()):
         link = links / file.relative_to(base)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(shutil.copy(file, blobs / str(number)))
+        blob = shutil.copy(file, blobs / str(number))
+        link.symlink_to(os.path.relpath(blob, link.parent))
     check_base_folder(links)
     assert folder_identity(links) == folder_identity(base)
     store = LocalStore(tmp_path / "store")
-    assert put_folder(store, links).identity() == put_folder(store, base).identity()
+    assert put_model_folder(store, links).identity() == put_model_folder(store, base).identity()
+    (tmp_path / "named").symlink_to(links)  # base.path may itself be a link
+    assert folder_identity(tmp_path / "named") == folder_identity(base)
     torch.testing.assert_close(load_base(links).unet.state_dict(), load_base(base).unet.state_dict())
 
 
@@ -156,7 +187,31 @@ def test_links_that_lead_to_no_file_are_named(base: Path, tmp_path: Path, place:
     with pytest.raises(BaseModelError, match=rf"base/{place} is a link to .*elsewhere, which is {what}"):
         check_base_folder(base)
     with pytest.raises(StoreError, match=rf"base/{place} is a link to .*elsewhere, which is {what}"):
-        put_folder(LocalStore(tmp_path / "store"), base)
+        put_model_folder(LocalStore(tmp_path / "store"), base)
+
+
+@pytest.mark.parametrize("place", ["vae/notes.json", "credentials.txt"])
+@pytest.mark.parametrize("through", [False, True])
+def test_links_out_of_a_base_are_refused_and_never_stored(
+    base: Path, tmp_path: Path, place: str, through: bool
+) -> None:
+    """A credentials file, which with a store on S3 would be uploaded; `through` a second link that lies inside."""
+    secret, store = tmp_path / "secret", LocalStore(tmp_path / "store")
+    secret.write_text("key")
+    first = base / "inside.json"
+    if through:
+        first.symlink_to(secret)
+    (base / place).symlink_to(first if through else secret)
+    with pytest.raises(BaseModelError, match=r"is a link to .*/secret, out of the folder"):
+        check_base_folder(base)
+    with pytest.raises(StoreError, match=r"is a link to .*/secret, out of the folder"):
+        put_model_folder(store, base)
+    assert not list(store.objects())
+
+
+def test_links_inside_a_base_are_followed(base: Path) -> None:
+    (base / "vae" / "again.json").symlink_to("config.json")
+    check_base_folder(base)
 
 
 def test_tokenizer_that_does_not_fit_is_refused(base: Path) -> None:
@@ -217,9 +272,15 @@ def test_unknown_class_of_weights_is_refused(tmp_path: Path) -> None:
         load_model(LocalStore(tmp_path), ref)
 
 
-def test_captions_are_encoded_as_the_pipeline_does(micro: Path) -> None:
-    from diffusers import StableDiffusionPipeline
+def test_a_plain_pipeline_draws_with_it(micro: Path) -> None:
+    """Without a dtype, as somebody does who only wants to look."""
+    pipeline = StableDiffusionPipeline.from_pretrained(micro)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("red flag", num_inference_steps=1, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
 
+
+def test_captions_are_encoded_as_the_pipeline_does(micro: Path) -> None:
     base = load_base(micro)
     pipeline = StableDiffusionPipeline.from_pretrained(micro, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

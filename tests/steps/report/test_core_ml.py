@@ -16,7 +16,7 @@ def stored(name: str) -> Any:
 
 
 def test_every_place_is_a_row_and_the_pictures_are_shown(tmp_path: Path) -> None:
-    store, component, drawing = LocalStore(tmp_path), stored("component_v2"), stored("bundle_drawing_v1")
+    store, component, drawing = LocalStore(tmp_path), stored("component_v1"), stored("bundle_drawing_v1")
     drawing = drawing.model_copy(update={"grid": store.put_bytes(b"png")})
     blocks = core_ml([component], drawing, store)
     tables = [block for block in blocks if isinstance(block, Table)]

@@ -13,18 +13,18 @@ from artifacts_schema.readers import read_record
 from steps.stages.report import _grids
 from steps.store import LocalStore
 
-EXAMPLE = Path(__file__).parents[2] / "fixtures/records/evaluation_v2.json"
+EXAMPLE = Path(__file__).parents[2] / "fixtures/records/evaluation_v1.json"
 
 
 def test_grids_show_the_configured_number_of_pictures(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     images = torch.arange(12, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 4, 4).contiguous()
     record: Any = read_record(EXAMPLE.read_text())
-    point = record.points[0].model_copy(update={"images": store.put_bytes(save({"images": images}))})
-    records: Any = SimpleNamespace(evaluations=[record.model_copy(update={"points": (point,)})])
+    point = record.point.model_copy(update={"images": store.put_bytes(save({"images": images}))})
+    records: Any = SimpleNamespace(evaluations=[record.model_copy(update={"point": point})])
     sizes = {}
     for shown in (3, 12, 16):
-        ((scale, data),) = _grids(records, store, shown=shown)[record.variant]
+        scale, data = _grids(records, store, shown=shown)[record.variant]
         assert scale == point.guidance_scale
         sizes[shown] = Image.open(io.BytesIO(data)).size
     # Pictures of 4 x 4 with 2 pixels between them, eight in a row.

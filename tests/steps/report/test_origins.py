@@ -19,7 +19,7 @@ def stored(name: str) -> Any:
 
 
 def test_code_base_data_and_every_stage_are_shown() -> None:
-    report, plan = stored("report_v2"), stored("run_plan_v2")
+    report, plan = stored("report_v1"), stored("run_plan_v1")
     blocks = origins(report, {stage.stage: plan for stage in report.stages})
     first, stages = (block for block in blocks if isinstance(block, Table))
     shown = dict(first.rows)
@@ -55,5 +55,5 @@ def test_code_that_no_commit_names_is_said(code: CodeVersion, words: str) -> Non
 
 def test_shards_are_counted_and_named_by_one_hash() -> None:
     raw = RawData(files=(RawFile(name="0.tar", sha256="a" * 64, bytes=3 << 20),) * 2)
-    found = data_words(stored("run_plan_v2").model_copy(update={"raw_data": raw}))
+    found = data_words(stored("run_plan_v1").model_copy(update={"raw_data": raw}))
     assert "2 shards, 6.0 MiB" in found and raw.identity() in found

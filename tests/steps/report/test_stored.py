@@ -1,11 +1,12 @@
-"""Reports of finished runs are found again, whatever version wrote them."""
+"""Reports of finished runs are found again, and the records that they name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from artifacts_schema.readers import read_record
-from steps.files.errors import SnapFusionError, StoreError
+from steps.files.errors import DamagedError, SnapFusionError, StoreError
 from steps.report.stored import find_report, record_of
 from steps.store import LocalStore
 
@@ -14,21 +15,17 @@ RECORDS = Path(__file__).parents[2] / "fixtures" / "records"
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    """With a report of each version; run 10 is newer than run 9."""
+    """With two reports; run 10 is newer than run 9."""
     store = LocalStore(tmp_path)
-    store.put_document("reports/9", (RECORDS / "report_v1.json").read_text())
-    store.put_document("reports/10", (RECORDS / "report_v2.json").read_text())
+    report: Any = read_record((RECORDS / "report_v1.json").read_text())
+    for run in ("9", "10"):
+        store.put_document(f"reports/{run}", report.model_copy(update={"name": f"run {run}"}).to_json())
     return store
 
 
-def test_an_old_report_is_found(store: LocalStore) -> None:
-    assert find_report(store, "9").code is None
-    store.delete_document("reports/10")
-    assert find_report(store, None).name == "smoke"
-
-
 def test_the_newest_is_the_default(store: LocalStore) -> None:
-    assert find_report(store, None).code is not None
+    assert find_report(store, None).name == "run 10"
+    assert find_report(store, "9").name == "run 9"
 
 
 def test_a_run_without_a_report_is_refused_with_those_that_have_one(
@@ -40,9 +37,19 @@ def test_a_run_without_a_report_is_refused_with_those_that_have_one(
         find_report(LocalStore(tmp_path / "empty"), None)
 
 
-def test_a_record_is_found_by_its_name_whatever_its_version(store: LocalStore) -> None:
-    report, text = find_report(store, "9"), (RECORDS / "run_plan_v1.json").read_text()
+def test_a_record_is_found_by_its_name(store: LocalStore) -> None:
+    plan = read_record((RECORDS / "run_plan_v1.json").read_text())
+    report = find_report(store, "9")
+    report = report.model_copy(update={"inputs": report.inputs | {"start": plan.identity()}})
     with pytest.raises(StoreError, match="the record 'start' of run 1 is no longer in the store"):
         record_of(store, report, "start")
-    store.put_document(f"records/{report.inputs['start']}", text)
-    assert record_of(store, report, "start") == read_record(text)
+    store.put_document(f"records/{plan.identity()}", plan.to_json())
+    assert record_of(store, report, "start") == plan
+
+
+def test_a_record_under_the_name_of_another_is_refused(store: LocalStore) -> None:
+    plan = read_record((RECORDS / "run_plan_v1.json").read_text())
+    report = find_report(store, "9")
+    store.put_document(f"records/{report.inputs['start']}", plan.model_copy(update={"seed": 99}).to_json())
+    with pytest.raises(DamagedError, match="holds another record"):
+        record_of(store, report, "start")

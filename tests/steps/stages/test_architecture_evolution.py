@@ -13,9 +13,8 @@ from steps.latency.table import predict
 from steps.models.stored import load_model, save_model
 from steps.stages import architecture_evolution, latency_profile
 from steps.unet.evolved import EvolvedUNet
+from tests.factories import TINY_CONFIG, context, tiny_base, tiny_unet
 from tests.steps.evolution.factories import BrightnessScorer, TinyData
-from tests.steps.latency.factories import context, tiny_base
-from tests.steps.unet.factories import TINY_CONFIG, tiny_unet
 
 CONFIG = ArchitectureEvolutionConfig(
     training=TrainingConfig(iterations=3, batch_size=2, log_interval=1, learning_rate=1e-3),

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from steps.models.stored import save_model
 from steps.stages import (
     decoder_distillation,
     evaluation,
+    guidance_selection,
     real_pictures,
     robust_training,
     step_distillation,
@@ -41,8 +41,8 @@ from steps.stages import (
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data
-from tests.steps.stages.test_real_pictures import Clip, Pictures, brightness
+from tests.factories import stage_context, tiny_data, two_level_base
+from tests.steps.stages.test_real_pictures import Pictures, brightness, stand_in
 
 TRAINING = TrainingConfig(
     iterations=8,
@@ -117,7 +117,7 @@ STAGES: dict[str, Stage] = {
 
 def attempt(name: str, folder: Path, seed: int, progress: Progress | None = None) -> TrainingRecord:
     """One attempt at a stage, in a process whose global generators stand elsewhere."""
-    base = tiny_base(folder / "base")
+    base = two_level_base(folder / "base")
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is the point
     torch.manual_seed(seed)
@@ -143,7 +143,7 @@ def test_a_stage_that_was_cut_off_twice_ends_as_one_that_was_not(name: str, tmp_
     assert continued.curve == straight.curve
     assert continued.identity() == straight.identity()
     first, second = (last_checkpoint(name, tmp_path / which) for which in ("straight", "cut"))
-    assert {key.partition(".")[0] for key in first.tensors} == {"model", "ema", "optimizer"}
+    assert {key.partition(".")[0] for key in first.tensors} == {"model", "ema", "best", "optimizer"}
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(value, second.tensors[key]) for key, value in first.tensors.items())
     assert (first.iteration, first.state) == (second.iteration, second.state)
@@ -154,33 +154,31 @@ def test_an_evaluation_that_was_cut_off_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr(bench_module, "load_features", lambda name, inception: brightness)
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
     config = SnapFusionConfig(
-        evaluation=EvaluationConfig(pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0)),
+        evaluation=EvaluationConfig(
+            pictures=6, validation_pictures=6, grid_pictures=2, guidance_scales=(1.0, 3.0)
+        ),
         step_distillation=StepDistillationConfig(intermediate_steps=4, final_steps=2),
     )
 
     def run(folder: Path, seed: int, progress: Progress | None = None) -> Any:
-        base = tiny_base(folder / "base")
+        base = two_level_base(folder / "base")
         torch.manual_seed(seed)
-        inputs: Any = SimpleNamespace(
-            data=Pictures(),
-            measure_clip=Clip(),
-            inception=None,
-            identity=lambda name: name,
-            base=base,
-        )
+        inputs = stand_in(Pictures(), base=base)
         context = replace(
             stage_context(folder, "evaluation"), label="student_8", progress=progress or NullProgress()
         )
         student = save_model(context.store, base.unet, schema=SCHEMA)
-        real = real_pictures.run(inputs, config, context)
-        inputs.earlier = {"real_pictures": real, "unet": student, "decoder": None}.__getitem__
+        earlier: dict[str, Any] = {"unet": student, "decoder": None}
+        inputs.earlier = earlier.__getitem__
+        earlier["real_pictures"] = real_pictures.run(inputs, config, context)
+        earlier["guidance"] = guidance_selection.run(inputs, config, context)
         return evaluation.run(inputs, config, context)
 
     straight = run(tmp_path / "straight", 1)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", 2, Cut("evaluation", 12))  # the second scale is drawn, but not measured
+        run(tmp_path / "cut", 2, Cut("guidance", 12))  # the second scale is drawn, but not measured
     again = run(tmp_path / "cut", 3)
-    assert again.points == straight.points
+    assert again.point == straight.point
     assert again.identity() == straight.identity()

@@ -19,8 +19,8 @@ from steps.latency.parts import unet_parts
 from steps.models.base import BaseModel
 from steps.stages import latency_kit, latency_profile
 from steps.stages.latency_kit import export_blocks
+from tests.factories import context
 from tests.steps.export.factories import export_base
-from tests.steps.latency.factories import context
 
 DISPATCH = 0.5
 

@@ -9,8 +9,7 @@ from artifacts_schema.latency import LatencyTable
 from steps.files.errors import LatencyTableError
 from steps.stages import latency_profile
 from steps.unet.blocks import full_spec, input_shapes, list_blocks, normalise
-from tests.steps.latency.factories import context, tiny_base
-from tests.steps.unet.factories import TINY_CONFIG
+from tests.factories import TINY_CONFIG, context, tiny_base
 
 
 @pytest.mark.parametrize("backend", ["torch-cpu", "macs"])

@@ -34,11 +34,11 @@ def finished(tmp_path: Path) -> tuple[LocalStore, RunReport]:
     store, training = LocalStore(tmp_path / "store"), stored("training_v1")
     sizes = {"parameter_ratio": 3.0, "mac_ratio": 2.0, "psnr_db": 20.0}
     decoder = training.model_copy(update={"metrics": sizes, "provenance": MADE})
-    manifest, evolution, table = stored("bundle_v4"), stored("evolution_v1"), stored("latency_v1")
+    manifest, evolution, table = stored("bundle_v1"), stored("evolution_v1"), stored("latency_v1")
     trainings = {"decoder_distillation": decoder}
-    records = RunRecords("smoke", True, table, trainings, evolution, [], [], [], manifest)
+    records = RunRecords("smoke", True, table, trainings, evolution, [], [], [], [], manifest)
     everything: dict[str, Record] = {
-        "start": stored("run_plan_v2"), "decoder_distillation": decoder, "latency_profile": table,
+        "start": stored("run_plan_v1"), "decoder_distillation": decoder, "latency_profile": table,
     }  # fmt: skip
     uses = {"start": StageUse("1" * 64, 8, True), "decoder_distillation": StageUse("2" * 64, 4, False)}
     report, page = run(
@@ -69,5 +69,5 @@ def test_code_and_provenance_are_written(finished: tuple[LocalStore, RunReport])
 def test_the_bundle_leads_back_to_the_run(finished: tuple[LocalStore, RunReport]) -> None:
     store, report = finished
     manifest = record_of(store, report, "bundle")
-    assert manifest == stored("bundle_v4")
+    assert manifest == stored("bundle_v1")
     assert runs_of(store, manifest, manifest.to_json()) == {"7": report}

@@ -1,10 +1,14 @@
 """`start`: what is wrong with base, data or evaluators fails there."""
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts_schema.config import SnapFusionConfig, parse_config
@@ -15,10 +19,13 @@ from steps.inputs import folders as input_folders
 from steps.inputs.context import StageContext
 from steps.inputs.folders import input_identities, raw_data
 from steps.inputs.loaded import StageInputs, fetch_folder
-from steps.models.clip import WEIGHTS
+from steps.models.base import BaseModel
+from steps.models.clip import WEIGHTS, ClipScorer
 from steps.pretraining.micro import write_micro_base, write_micro_openclip
 from steps.stages import start
 from steps.store import LocalStore, put_folder
+from tests.steps.latency.test_estimates import COSTS
+from tests.steps.models.test_clip import standard_folder
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def test_plan_holds_everything_later_stages_read(root: Path) -> None:
     inputs = StageInputs(plan, given)
     assert inputs.base.latent_shape == (4, 16, 16)
     assert inputs.data.size("train") == 4
-    assert inputs.signal_clip.size == 64
+    assert inputs.signal_clip.text_embeddings(["a"]).shape == (1, 16)
     assert inputs.folder("velocity_warm_start") is None
 
 
@@ -56,11 +63,69 @@ def test_missing_evaluator_is_named(root: Path) -> None:
         )
 
 
-def test_evaluator_without_weights_is_refused_before_the_base_is_loaded(root: Path) -> None:
+def test_evaluator_without_weights_is_refused_before_the_data(root: Path) -> None:
     weights = root / "clip" / WEIGHTS
     save_file({k: v for k, v in load_file(weights).items() if not k.startswith("visual")}, weights)
-    with pytest.raises(EvaluationError, match=r"tensors missing \(visual"):
-        start.run(RawData(), config(base={"path": "nowhere", "warm_start": False}), context(root), root)
+    with pytest.raises(EvaluationError, match=r"Missing key.*visual"):
+        start.run(RawData(), config(), context(root), root)
+
+
+def test_a_folder_of_openclips_own_saving_function_works_from_the_store(tmp_path: Path) -> None:
+    folder, given = standard_folder(tmp_path, hf_tokenizer_name="of/the-folder"), context(tmp_path)
+    chosen = config(evaluation={"signal_clip": folder.as_posix(), "measure_clip": folder.as_posix()})
+    plan = start.run(RawData(), chosen, given, tmp_path)
+    assert plan.signal_clip is not None
+    assert not [name for name in plan.signal_clip.files if name.endswith(".bin")]
+    shutil.rmtree(folder)
+    picture = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    assert StageInputs(plan, given).signal_clip.scores(picture, ["woman surfing"]).isfinite().all()
+
+
+def test_everything_is_tried_and_told_before_hours_of_encoding(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Evaluators are tried as they lie in the store; the estimate counts the encoding that follows it."""
+
+    class Stop(Exception):
+        pass
+
+    tried: list[Path] = []
+    loading = ClipScorer.load
+
+    def load(folder: Path, device: torch.device) -> ClipScorer:
+        tried.append(folder)
+        return loading(folder, device)
+
+    def encode(base: BaseModel, *_: object, **__: object) -> None:
+        raise Stop(caplog.text)
+
+    monkeypatch.setattr(start.ClipScorer, "load", load)
+    monkeypatch.setattr(start, "prepare_source", encode)
+    with caplog.at_level("INFO"), pytest.raises(Stop, match=r"(?s)estimates for cpu, .* start .* sum "):
+        start.run(RawData(), config(), context(root), root)
+    assert len(tried) == 2
+    assert not [folder for folder in tried if folder == root / "clip"]
+
+
+def test_evaluators_and_encoders_are_on_the_runs_device(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device nothing computes, but everything can be moved to it."""
+    tried: list[torch.device] = []
+
+    def load(_: Path, device: torch.device) -> SimpleNamespace:
+        tried.append(device)
+        return SimpleNamespace(try_out=lambda size: None)
+
+    def encode(base: BaseModel, *_: object, **__: object) -> None:
+        assert base.vae.device.type == base.text_encoder.device.type == "meta"
+        raise InterruptedError
+
+    monkeypatch.setattr(start.ClipScorer, "load", load)
+    monkeypatch.setattr(start, "measure_unit_costs", lambda *_: COSTS)
+    monkeypatch.setattr(start, "prepare_source", encode)
+    given = dataclasses.replace(context(root), device=torch.device("meta"))
+    with pytest.raises(InterruptedError):
+        start.run(RawData(), config(), given, root)
+    assert tried == [torch.device("meta")] * 2
 
 
 def test_an_input_that_was_stored_again_is_fetched_again(root: Path) -> None:

@@ -1,18 +1,26 @@
 """teacher_16, student_16, student_8: one implementation, any number of steps."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from artifacts_schema.config import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.config import (
+    DistillationStageConfig,
+    StepDistillationConfig,
+    TrainingConfig,
+    parse_config,
+)
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
+from steps.stages import step_distillation
 from steps.stages.step_distillation import distil_weights
+from steps.stages.table import STAGES
 from steps.unet.evolved import EvolvedUNet
-from tests.steps.diffusion.tiny import stage_context, tiny_base, tiny_data, tiny_unet
+from tests.factories import stage_context, tiny_data, two_level_base, two_level_unet
 
 SHARED = StepDistillationConfig(cfg_probability=0.5, validation_captions=4)
 QUICK = DistillationStageConfig(training=TrainingConfig(iterations=4, batch_size=4, log_interval=2))
@@ -21,7 +29,7 @@ QUICK = DistillationStageConfig(training=TrainingConfig(iterations=4, batch_size
 def distil(
     folder: Path, *, stage: str = "teacher_16", steps: int = 16, cfg_aware: bool = True, **changes: Any
 ) -> tuple[TrainingRecord, WeightsRef, Any]:
-    base = tiny_base(folder / "base")
+    base = two_level_base(folder / "base")
     context = stage_context(folder, stage)
     teacher = save_model(context.store, base.unet, schema="diffusers.UNet2DConditionModel")
     record = distil_weights(
@@ -61,7 +69,7 @@ def test_the_vanilla_loss_is_never_guided(tmp_path: Path) -> None:
 
 def test_a_student_of_another_architecture_keeps_it(tmp_path: Path) -> None:
     context = stage_context(tmp_path, "student_8")
-    unet = tiny_unet()
+    unet = two_level_unet()
     student = save_model(context.store, EvolvedUNet.from_unet(unet), schema="snapfusion.EvolvedUNet")
     record, *_ = distil(tmp_path, stage="student_8", steps=8, student=student)
     assert record.weights.schema_id == "snapfusion.EvolvedUNet"
@@ -80,9 +88,11 @@ def test_the_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
     assert record.curve[-1]["distillation"] < record.curve[0]["distillation"]
 
 
-def test_without_validation_captions_nothing_is_measured(tmp_path: Path) -> None:
-    record, *_ = distil(tmp_path, shared=SHARED.model_copy(update={"validation_captions": 0}))
-    assert record.metrics == {}
+def test_the_metrics_are_those_of_the_start_and_of_what_is_handed_on(tmp_path: Path) -> None:
+    record, *_ = distil(tmp_path)
+    assert record.selection is not None
+    values = {candidate.iteration: candidate.held_out for candidate in record.selection.candidates}
+    assert record.metrics == {"teacher_mse_start": values[0], "teacher_mse": min(values.values())}
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
@@ -91,3 +101,25 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     second, *_ = distil(tmp_path / "b")
     assert first.weights.sha256 == second.weights.sha256
     assert first.identity() == second.identity()
+
+
+@pytest.mark.parametrize(
+    ("stage", "teacher", "expected"),
+    [
+        ("student_16", "architecture_evolution", "teacher"),
+        ("student_16", "velocity_finetuning", "full"),
+        ("student_8", "velocity_finetuning", "teacher"),
+    ],
+)
+def test_student_16_may_learn_from_the_full_unet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, teacher: str, expected: str
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(step_distillation, "distil_weights", lambda *arguments, **_: given.extend(arguments))
+    inputs: Any = SimpleNamespace(base=None, data=None, earlier=lambda name: name)
+    config = parse_config({"student_16": {"teacher": teacher}})
+    step_distillation.distil_weights(inputs, config, stage_context(tmp_path, stage))
+    assert given[1:3] == [expected, "student"]
+    assert STAGES[stage].after.get("full") == (
+        "velocity_finetuning.weights" if stage == "student_16" else None
+    )

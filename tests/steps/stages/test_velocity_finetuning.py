@@ -13,14 +13,14 @@ from steps.files.errors import BaseModelError
 from steps.models.base_folder import folder_identity
 from steps.models.stored import load_model
 from steps.stages.velocity_finetuning import finetune
+from tests.factories import LATENT_SHAPE, stage_context, tiny_data, two_level_base, two_level_unet
 from tests.steps.diffusion.fakes import FakeData
-from tests.steps.diffusion.tiny import LATENT_SHAPE, stage_context, tiny_base, tiny_data, tiny_unet
 
 CONFIG = VelocityFinetuningConfig(training=TrainingConfig(iterations=6, batch_size=4, log_interval=2))
 
 
 def test_trains_a_velocity_unet_and_leaves_the_base_alone(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
+    base = two_level_base(tmp_path / "base")
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
     context = stage_context(tmp_path, "velocity_finetuning")
     record = finetune(base, tiny_data(), CONFIG, context)
@@ -35,7 +35,7 @@ def test_trains_a_velocity_unet_and_leaves_the_base_alone(tmp_path: Path) -> Non
 
 
 def test_a_velocity_base_is_passed_on_as_it_is(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base", prediction_type="v_prediction")
+    base = two_level_base(tmp_path / "base", prediction_type="v_prediction")
     context = stage_context(tmp_path, "velocity_finetuning")
     record = finetune(base, tiny_data(), CONFIG, context)
     assert record.skipped
@@ -52,35 +52,38 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     data = FakeData(samples=16, shape=LATENT_SHAPE, mean=2.0, deviation=0.1)
     config = VelocityFinetuningConfig(training=training)
     context = stage_context(tmp_path, "velocity_finetuning")
-    record = finetune(tiny_base(tmp_path / "base"), data, config, context)
+    record = finetune(two_level_base(tmp_path / "base"), data, config, context)
     assert record.curve[-1]["original"] < 0.7 * record.curve[0]["original"]
 
 
 def test_starts_from_a_warm_start_and_says_so(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
+    base = two_level_base(tmp_path / "base")
     warm = tmp_path / "warm"
-    tiny_unet(seed=7).save_pretrained(warm)
+    two_level_unet(seed=7).save_pretrained(warm)
     (warm / "warm_start.json").write_text(json.dumps({"base_identity": folder_identity(base.path)}))
     context = stage_context(tmp_path, "velocity_finetuning")
     config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"iterations": 0})})
     record = finetune(base, tiny_data(), config, context, warm_start=warm)
     assert record.warm_start == folder_identity(warm)
-    loaded, expected = load_model(context.store, record.weights).state_dict(), tiny_unet(seed=7).state_dict()
+    loaded, expected = (
+        load_model(context.store, record.weights).state_dict(),
+        two_level_unet(seed=7).state_dict(),
+    )
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 def test_a_warm_start_of_another_base_is_refused(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
+    base = two_level_base(tmp_path / "base")
     warm = tmp_path / "warm"
-    tiny_unet(seed=7).save_pretrained(warm)
+    two_level_unet(seed=7).save_pretrained(warm)
     (warm / "warm_start.json").write_text(json.dumps({"base_identity": "0" * 64}))
     with pytest.raises(BaseModelError, match="belongs to base 0000.*warm_start = false"):
         finetune(base, tiny_data(), CONFIG, stage_context(tmp_path, "velocity_finetuning"), warm_start=warm)
 
 
 def test_a_warm_start_without_some_weights_is_refused(tmp_path: Path) -> None:
-    base, warm = tiny_base(tmp_path / "base"), tmp_path / "warm"
-    tiny_unet(seed=7).save_pretrained(warm)
+    base, warm = two_level_base(tmp_path / "base"), tmp_path / "warm"
+    two_level_unet(seed=7).save_pretrained(warm)
     (path,) = warm.glob("*.safetensors")
     save_file({n: v for n, v in load_file(path).items() if n != "conv_in.weight"}, path)
     with pytest.raises(BaseModelError, match=r"/warm: .*1 tensors missing \(conv_in\.weight\)"):
@@ -88,8 +91,8 @@ def test_a_warm_start_without_some_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    base = tiny_base(tmp_path / "base")
-    config = dict(tiny_unet().config) | {"cross_attention_dim": 6}
+    base = two_level_base(tmp_path / "base")
+    config = dict(two_level_unet().config) | {"cross_attention_dim": 6}
     UNet2DConditionModel.from_config(config).save_pretrained(tmp_path / "warm")
     with pytest.raises(BaseModelError, match="not a UNet of the base's architecture"):
         finetune(

@@ -1,6 +1,7 @@
 """The local store: content addressing, verification, atomic writes."""
 
 import errno
+import json
 import os
 import stat
 import tempfile
@@ -31,11 +32,42 @@ def test_damaged_object_is_never_used(store: LocalStore) -> None:
         store.path_of(ref)
 
 
-def test_a_document_that_is_no_text_is_damaged(store: LocalStore) -> None:
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{}", b'{"seal": "0", "document": {}}\n'])
+def test_a_document_without_its_seal_is_damaged(store: LocalStore, data: bytes) -> None:
     store.put_document("stages/a/1", "{}")
-    (store.folder / "documents/stages/a/1.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(DamagedError, match=r"stages/a/1\.json is damaged"):
+    (store.folder / "documents/stages/a/1.json").write_bytes(data)
+    with pytest.raises(DamagedError, match="document stages/a/1 is damaged"):
         store.get_document("stages/a/1")
+    assert not store.swap_document("stages/a/1", "{}", "[]")
+    assert store.swap_document("stages/a/1", None, "[]")  # it counts as none
+    assert store.get_document("stages/a/1") == "[]"
+
+
+def test_no_wrong_bit_of_a_document_is_believed_nor_one_under_another_name(store: LocalStore) -> None:
+    text = '{"clip_score": 0.566}'
+    store.put_document("reports/1", text)
+    path = store.folder / "documents/reports/1.json"
+    good = path.read_bytes()
+    assert json.loads(good)["document"] == json.loads(text)  # JSON still, for people
+    for position in range(len(good)):
+        for bit in range(8):
+            path.write_bytes(good[:position] + bytes([good[position] ^ 1 << bit]) + good[position + 1 :])
+            with pytest.raises(DamagedError, match="document reports/1 is damaged"):
+                store.get_document("reports/1")
+    path.rename(path.with_name("2.json")).write_bytes(good)
+    with pytest.raises(DamagedError, match="document reports/2 is damaged"):
+        store.get_document("reports/2")
+
+
+def test_a_sector_that_cannot_be_read_is_damage(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = store.put_bytes(b"weights")
+
+    def fail(*_: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("steps.store.local.file_sha256", fail)
+    with pytest.raises(DamagedError, match="Input/output error"):
+        store.path_of(ref)
 
 
 def test_a_document_is_on_the_disk_before_it_has_its_name(
@@ -55,6 +87,15 @@ def test_a_document_is_on_the_disk_before_it_has_its_name(
     assert partial.name.startswith(".partial-")
     assert folder == final.parent
     assert (named, renamed) == (False, True)
+
+
+def test_the_folder_of_an_object_is_on_the_disk_after_the_rename(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("steps.store.local.sync", synced.append)
+    ref = store.put_bytes(b"weights")
+    assert synced == [store.path_of(ref).parent]
 
 
 def test_a_cache_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +171,27 @@ def test_disk_full_leaves_nothing_behind(store: LocalStore, monkeypatch: pytest.
     assert object_files(store) == []
 
 
-def test_newer_layout_is_refused(store: LocalStore) -> None:
-    (store.folder / "layout.json").write_text('{"version": 99}')
-    with pytest.raises(StoreError, match="layout version 99"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"version": 1}',
+            "has layout version 1, this program reads 2; name another store.root, or remove this store",
+        ),
+        (
+            '{"version": 99}',
+            "has layout version 99, this program reads 2; use a version of this program that reads 99",
+        ),
+        ("", "must name a version"),
+        ('{"version": "x"}', "must name a version"),
+        ("[]", "must name a version"),
+    ],
+    ids=["older", "newer", "empty", "no number", "no object"],
+)
+def test_a_store_of_another_layout_is_refused_and_left_alone(
+    store: LocalStore, text: str, message: str
+) -> None:
+    (store.folder / "layout.json").write_text(text)
+    with pytest.raises(StoreError, match=message):
         LocalStore(store.folder)
+    assert (store.folder / "layout.json").read_text() == text

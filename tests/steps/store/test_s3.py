@@ -2,10 +2,10 @@
 
 import os
 import socket
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from infra.local.seaweedfs import Identity, Server, free_ports
 from steps.cache.keys import cached_stage
 from steps.files.errors import ConfigError, DamagedError, StoreError
 from steps.store import LocalStore, get_bytes, open_store, s3_bucket, s3_client
-from steps.store import s3 as s3_module
 from steps.store.s3 import S3Store
 from steps.store.s3_client import Location
 from tests.conftest import BUCKET, READER, RUNNER, MakeS3
@@ -136,11 +135,14 @@ def test_a_record_whose_object_was_cut_short_on_the_server_is_a_miss(make_s3: Ma
 def test_document_damaged_on_the_server_is_never_used(make_s3: MakeS3) -> None:
     store = make_s3()
     store.put_document("stages/a/1", '{"lr": 1}')
-    key = store.bucket.location.key("documents/stages/a/1.json")
-    meta = store.bucket.client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
-    store.bucket.client.put_object(Bucket=BUCKET, Key=key, Body=b'{"lr": 9}', Metadata=meta)
+    name = store.bucket.location.key("documents/stages/a/1.json")
+    body = store.bucket.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+    store.bucket.client.put_object(Bucket=BUCKET, Key=name, Body=body.replace(b'"lr": 1', b'"lr": 9'))
     with pytest.raises(DamagedError, match="stages/a/1"):
         store.get_document("stages/a/1")
+    assert not store.swap_document("stages/a/1", "{}", "[]")
+    assert store.swap_document("stages/a/1", None, "[]")  # a damaged one counts as none
+    assert store.get_document("stages/a/1") == "[]"
 
 
 def test_a_document_that_is_no_text_is_damaged(make_s3: MakeS3) -> None:
@@ -151,47 +153,21 @@ def test_a_document_that_is_no_text_is_damaged(make_s3: MakeS3) -> None:
         store.get_document("stages/a/1")
 
 
-def test_an_old_object_is_renewed_when_it_is_stored_again(
-    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_is_there_is_not_sent_again(make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_s3()
-    sent: list[str] = []
-    send = store.bucket.send
-    monkeypatch.setattr(
-        store.bucket, "send", lambda name, path, what: (sent.append(name), send(name, path, what))
-    )
     store.put_bytes(b"weights")
+    monkeypatch.setattr(store.bucket, "send", lambda *_: pytest.fail("sent again"))
     store.put_bytes(b"weights")
-    assert len(sent) == 1
-    monkeypatch.setattr(s3_module, "_FRESH_S", -10.0)
-    store.put_bytes(b"weights")
-    assert len(sent) == 2
 
 
-def test_an_object_that_is_stored_again_while_it_is_removed_stays(
-    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3_module, "_FRESH_S", -60.0)  # every object counts as old
-    collector, writer = make_s3("removal", local="a"), make_s3("removal", local="b")
-    ref = writer.put_bytes(b"weights of long ago")
-    remove, outlast, written = collector.bucket.remove, writer._outlast_removal, threading.Event()
-    thread = threading.Thread(target=lambda: writer.put_bytes(b"weights of long ago"))
-
-    def remove_after_the_other_has_written(name: str) -> None:
-        if name.startswith("objects/"):
-            thread.start()
-            assert written.wait(10)
-        remove(name)
-
-    def note(sha256: str) -> None:
-        written.set()
-        outlast(sha256)
-
-    monkeypatch.setattr(collector.bucket, "remove", remove_after_the_other_has_written)
-    monkeypatch.setattr(writer, "_outlast_removal", note)
-    assert collector.delete_object(ref.sha256, min_age_s=-60.0)
-    thread.join(20)
-    assert writer.has(ref.sha256)
+def test_an_object_is_verified_where_it_is_kept(make_s3: MakeS3) -> None:
+    store = make_s3()
+    ref = store.put_bytes(b"weights")
+    store.verify(ref.sha256)
+    overwrite(store, ref, b"weightz")
+    assert get_bytes(store, ref) == b"weights"  # the cache's
+    with pytest.raises(DamagedError, match=ref.sha256):
+        store.verify(ref.sha256)
 
 
 def test_projects_are_kept_apart_by_their_prefix(make_s3: MakeS3) -> None:
@@ -411,3 +387,20 @@ def test_the_configuration_selects_the_store(make_s3: MakeS3, tmp_path: Path) ->
     assert isinstance(store, S3Store)
     assert store.root == root
     assert store.work_folder("x").is_relative_to(tmp_path / "c")
+
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize("sent", [DATE, f"{DATE}, Sun, 06 Nov 1994 08:49:38 GMT"], ids=["one", "two"])
+def test_the_servers_time_is_the_first_of_its_dates(sent: str) -> None:
+    written = datetime(1994, 11, 6, 8, 49, 30, tzinfo=UTC)
+    answer = {"ResponseMetadata": {"HTTPHeaders": {"date": sent}}, "LastModified": written}
+    assert s3_bucket.age_s(answer) == 7.0
+
+
+@pytest.mark.parametrize("sent", ["yesterday", "Sun, 99 Nov 1994 08:49:37 GMT"])
+def test_a_time_that_is_none_is_said(sent: str) -> None:
+    answer = {"ResponseMetadata": {"HTTPHeaders": {"date": sent}}, "LastModified": datetime.now(UTC)}
+    with pytest.raises(DamagedError, match=f"Date is '{sent}'"):
+        s3_bucket.age_s(answer)

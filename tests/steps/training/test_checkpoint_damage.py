@@ -65,6 +65,9 @@ class FolderMirror:
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
+    def below(self, folder: str) -> "FolderMirror":
+        return FolderMirror(self.folder / folder)
+
     def complete(self) -> list[int]:
         states = (Path(name).parent.name for name in self.names() if name.endswith(STATE))
         return sorted(int(name.removeprefix("checkpoint-")) for name in states)

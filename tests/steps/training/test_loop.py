@@ -18,7 +18,8 @@ from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import TrainingOutcome, learning_rate_factor, pause_after_checkpoint, train
+from steps.training.loop import TrainingOutcome, train
+from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
 
 CONFIG = TrainingConfig(
@@ -92,15 +93,15 @@ def test_a_training_stopped_between_micro_batches_equals_an_uninterrupted_one(
     seen = []
 
     def stopping(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        seen.append(batch.iteration)
-        if batch.iteration == 4 * stopped_at + 1:
+        seen.append((batch.iteration, batch.micro))
+        if seen[-1] == (stopped_at, 1):
             os.kill(os.getpid(), signal.SIGTERM)
         return regression(net, batch)
 
     net = model()
     with pytest.raises(Interrupted, match=f"iteration {stopped_at};"):
         train(net, stopping, training=config, samples=13, seed=5, folder=tmp_path / "resumed")
-    assert seen[-1] == 4 * stopped_at + 1
+    assert seen[-1] == (stopped_at, 1)
     assert all(parameter.grad is None for parameter in net.parameters())
     assert_equal(run(tmp_path / "straight", config), run(tmp_path / "resumed", config))
 
@@ -137,7 +138,7 @@ def test_non_finite_loss_names_step_and_keeps_the_last_checkpoint(tmp_path: Path
         loss = regression(net, batch)["loss"]
         return {"loss": loss * float("nan") if batch.iteration == 12 else loss}
 
-    with pytest.raises(NonFiniteLossError, match="iteration 12, batch 12"):
+    with pytest.raises(NonFiniteLossError, match=r"loss is nan at iteration 12 \(samples \[\d+, "):
         run(tmp_path, loss=diverges)
     latest = load_latest(tmp_path)
     assert latest is not None

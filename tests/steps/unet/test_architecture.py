@@ -13,7 +13,7 @@ from steps.unet.architecture import (
     validate,
 )
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec
-from tests.steps.unet.factories import TINY_CONFIG
+from tests.factories import TINY_CONFIG
 
 FULL = full_spec(SD15_UNET_CONFIG)
 

@@ -14,7 +14,7 @@ from steps.unet.blocks import (
     module_path,
     normalise,
 )
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
+from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 
 def test_sd15_has_16_attention_and_22_resnet_blocks() -> None:
@@ -72,10 +72,10 @@ def test_hash_ignores_picture_size_and_left_out_defaults_but_not_widths() -> Non
     [
         {"class_embed_type": "timestep"},
         {"dropout": 0.1},
-        {"mid_block_type": None},
+        {"mid_block_type": "UNetMidBlock2D"},
         {"down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D")},
     ],
-    ids=["class embedding", "dropout", "no middle", "other block type"],
+    ids=["class embedding", "dropout", "other middle", "other block type"],
 )
 def test_unsupported_base_is_refused_by_its_key(change: dict[str, object]) -> None:
     (key,) = change

@@ -10,8 +10,8 @@ from steps.training.batch import Batch
 from steps.unet.architecture import list_units
 from steps.unet.dropping import SkippingLoss, draw_skipped, drop_probability
 from steps.unet.evolved import EvolvedUNet
+from tests.factories import TINY_CONFIG, tiny_unet
 from tests.steps.evolution.factories import TinyData
-from tests.steps.unet.factories import TINY_CONFIG, tiny_unet
 
 
 def test_probability_rises_linearly_and_stays() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from steps.files.errors import ArchitectureError
 from steps.unet.architecture import copy_block, list_units, named_spec, remove_unit
 from steps.unet.blocks import SD15_UNET_CONFIG, full_spec, normalise
-from steps.unet.evolved import EvolvedUNet, as_evolved, build
-from tests.steps.unet.factories import TINY_CONFIG, tiny_inputs, tiny_unet
+from steps.unet.conversion import as_evolved, build
+from steps.unet.evolved import EvolvedUNet
+from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
 
 UNIT_IDS = [unit.id for unit in list_units(full_spec(TINY_CONFIG), TINY_CONFIG)]
 
@@ -46,8 +47,16 @@ def test_full_spec_gives_the_base_output_bit_for_bit(size: int) -> None:
         {"layers_per_block": (1, 2, 3, 2)},
         {"use_linear_projection": True, "attention_head_dim": (2, 4, 4, 4)},
         {"resnet_time_scale_shift": "scale_shift", "center_input_sample": True},
+        {"layers_per_block": 1, "mid_block_type": None},
+        {
+            "layers_per_block": 1,
+            "mid_block_type": None,
+            "block_out_channels": (8, 16, 24),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        },
     ],
-    ids=["layers", "SD 2 projection", "scale shift"],
+    ids=["layers", "SD 2 projection", "scale shift", "BK-SDM small", "BK-SDM tiny"],
 )
 def test_other_bases_are_reproduced_too(changes: dict[str, Any]) -> None:
     unet = tiny_unet(**changes)
@@ -149,6 +158,24 @@ def test_a_copied_down_resnet_makes_no_skip(evolved: EvolvedUNet) -> None:
     assert _output(bigger).shape == (2, 4, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("copied", "taker"), [(0, 1), (1, 0)], ids=["before the next ResNet", "last of its level"]
+)
+def test_a_skip_is_taken_after_the_copy_of_its_resnet(evolved: EvolvedUNet, copied: int, taker: int) -> None:
+    seen: dict[str, Tensor] = {}
+    bigger = build(copy_block(evolved.spec, TINY_CONFIG, f"down.3.resnets.{copied}"), evolved)
+    for name in ("", ".copy1"):
+        bigger.block(f"down.3.resnets.{copied}{name}").register_forward_hook(
+            lambda _, __, output, name=name: seen.__setitem__(name, output)
+        )
+    bigger.block(f"up.0.resnets.{taker}").register_forward_pre_hook(
+        lambda _, inputs: seen.__setitem__("up", inputs[0])
+    )
+    _output(bigger)
+    assert torch.equal(seen["up"][:, -24:], seen[".copy1"])
+    assert not torch.equal(seen[""], seen[".copy1"])
+
+
 def test_to_unet_gives_the_plain_class_back(evolved: EvolvedUNet) -> None:
     assert torch.equal(_output(evolved.to_unet()), _output(evolved))
     smaller = build(remove_unit(evolved.spec, TINY_CONFIG, "mid.resnets.0"), evolved)
@@ -169,7 +196,7 @@ def test_round_trip_in_a_fresh_process(evolved: EvolvedUNet, tmp_path: Path) -> 
         "import sys, torch\n"
         "from safetensors.torch import save_file\n"
         "from steps.unet.evolved import EvolvedUNet\n"
-        "from tests.steps.unet.factories import tiny_inputs\n"
+        "from tests.factories import tiny_inputs\n"
         "torch.set_num_threads(1)\n"
         "unet = EvolvedUNet.from_pretrained(sys.argv[1])\n"
         "assert unet.spec.name == 'small'\n"

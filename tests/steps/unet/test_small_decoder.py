@@ -8,7 +8,7 @@ import torch
 from steps.files.errors import ConfigError
 from steps.unet import small_decoder
 from steps.unet.small_decoder import SmallDecoder, small_widths, with_decoder
-from tests.steps.diffusion.tiny import tiny_vae
+from tests.factories import tiny_vae
 
 Z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 

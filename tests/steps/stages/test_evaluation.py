@@ -1,0 +1,113 @@
+"""A variant is drawn at the scale chosen for it on validation; protocols hold nothing of training data or scales."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from artifacts_schema.config import EvaluationConfig, SnapFusionConfig, StepDistillationConfig
+from steps.evaluation import bench as bench_module
+from steps.stages import evaluation, guidance_selection, real_pictures
+from tests.factories import stage_context, two_level_base
+from tests.steps.stages.test_real_pictures import Pictures, brightness, stand_in
+
+STEPS = StepDistillationConfig(intermediate_steps=4, final_steps=2)
+
+
+@pytest.fixture(autouse=True)
+def features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
+
+
+def settings(**changes: Any) -> SnapFusionConfig:
+    given: dict[str, Any] = {"pictures": 8, "validation_pictures": 8} | changes
+    return SnapFusionConfig(evaluation=EvaluationConfig(**given), step_distillation=STEPS)
+
+
+class Run:
+    """The stages that draw, of one variant of an untrained base."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.settings = settings(**changes)
+        self.context = replace(stage_context(folder, "evaluation"), label="base_8")
+        self.inputs = stand_in(Pictures(), base=two_level_base(folder / "base"))
+        self.earlier: dict[str, Any] = {"unet": None, "decoder": None}
+        self.inputs.earlier = lambda name: self.earlier[name]
+        self.earlier["real_pictures"] = real_pictures.run(self.inputs, self.settings, self.context)
+
+    def guidance(self) -> Any:
+        self.earlier["guidance"] = guidance_selection.run(self.inputs, self.settings, self.context)
+        return self.earlier["guidance"]
+
+    def evaluation(self) -> Any:
+        return evaluation.run(self.inputs, self.settings, self.context)
+
+
+def of_scale(monkeypatch: pytest.MonkeyPatch, grey: dict[float, int]) -> list[tuple[str, float, int]]:
+    """Pictures whose grey depends on the scale alone; returns what was drawn."""
+    drawn: list[tuple[str, float, int]] = []
+
+    def draw(self: Any, unet: Any, decoder: Any, count: int, scale: float, **_: Any) -> Tensor:
+        drawn.append((self.split, scale, count))
+        noise = torch.arange(count) % 3
+        return (grey[scale] + noise).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+
+    monkeypatch.setattr(bench_module.Bench, "draw", draw)
+    return drawn
+
+
+def test_the_nearest_scale_is_chosen_on_validation_and_drawn_on_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, guidance_scales=(1.0, 3.0, 5.0))
+    drawn = of_scale(monkeypatch, {1.0: 10, 3.0: 108, 5.0: 250})  # validation's real pictures have 100 to 115
+    record = run.guidance()
+    assert record.guidance_scale == 3.0
+    assert [point.guidance_scale for point in record.points] == [1.0, 3.0, 5.0]
+    assert run.evaluation().point.guidance_scale == 3.0
+    assert drawn == [("validation", 1.0, 8), ("validation", 3.0, 8), ("validation", 5.0, 8), ("test", 3.0, 8)]
+
+
+def test_of_scales_alike_in_distance_the_better_clip_score_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, guidance_scales=(1.0, 3.0))
+    of_scale(monkeypatch, {1.0: 106, 3.0: 107})  # the evaluator likes light pictures
+    assert run.guidance().guidance_scale == 3.0
+
+
+def test_without_a_choice_nothing_is_drawn_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, guidance_scales=(4.0,))
+    drawn = of_scale(monkeypatch, {4.0: 50})
+    assert (run.guidance().guidance_scale, run.guidance().points, drawn) == (4.0, (), [])
+
+
+def test_protocols_hold_neither_training_data_nor_scales(tmp_path: Path) -> None:
+    protocols = []
+    for name, scales in (("a", (3.0,)), ("b", (1.0, 3.0))):
+        run = Run(tmp_path / name, guidance_scales=scales)
+        run.inputs.identity = lambda known, run=name: known if known != "data" else run
+        run.guidance()
+        protocols.append(run.evaluation().protocol)
+    assert protocols[0] == protocols[1]
+    assert protocols[0] != Run(tmp_path / "c", pictures=9).earlier and protocols[0]["pictures"] == 8
+
+
+def test_seeds_of_a_caption_are_told_apart(tmp_path: Path) -> None:
+    features = torch.tensor([[0.0], [1.0], [10.0], [13.0]])
+    expected = ((1 + 3) / 2) / ((10 + 13 + 9 + 12) / 4)
+    assert bench_module.seed_diversity(features, torch.tensor([0, 0, 1, 1])) == pytest.approx(expected)
+    assert bench_module.seed_diversity(features, torch.arange(4)) is None
+
+
+def test_every_variant_sees_the_same_noise_and_captions(tmp_path: Path) -> None:
+    run = Run(tmp_path, pictures=20)
+    bench = bench_module.Bench(run.inputs, "test", "efficientnet_lite0", run.context)
+    assert sorted(bench.chosen(8).tolist()) == list(range(8))  # all captions in turn
+    unet, decoder, prediction = guidance_selection.models_of(run.inputs, run.context)
+    given: dict[str, Any] = {"steps": 2, "prediction_type": prediction, "sampler": "ddim"}
+    few, many = (bench.draw(unet, decoder, count, 3.0, **given) for count in (4, 6))
+    assert torch.equal(few, many[:4])
