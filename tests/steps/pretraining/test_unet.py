@@ -17,6 +17,7 @@ from steps.models.base import BaseModel, load_base
 from steps.pretraining import base as module
 from steps.pretraining.base import SCHEDULER, held_out_losses, new_unet, train_unet, write_base
 from steps.pretraining.micro import write_micro_base
+from steps.pretraining.seeds import seed_ratio, seed_ratios
 from steps.store import LocalStore
 
 SCHEDULE = NoiseSchedule.from_config(SCHEDULER)
@@ -102,3 +103,28 @@ def test_the_written_base_works_without_a_dtype(base: BaseModel, tmp_path: Path)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
     picture = pipeline("woman surfing", num_inference_steps=1, height=64, width=64, output_type="np").images
     assert picture.shape == (1, 64, 64, 3)
+
+
+def test_seed_ratio_is_of_the_distances() -> None:
+    apart = torch.tensor([[[0.0], [1.0]], [[10.0], [11.0]]])
+    assert seed_ratio(apart) == pytest.approx(1 / 10)  # between: 10, 11, 9, 10
+    assert seed_ratio(torch.randn(20, 20, 64)) == pytest.approx(1.0, abs=0.02)
+    with pytest.raises(ValueError, match="found 1 and 2"):
+        seed_ratio(apart[:1])
+
+
+class _Pixels:
+    name = "pixels"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
+
+
+def test_seed_ratios_of_base_and_real_pictures(base: BaseModel, data: PreparedData) -> None:
+    kinds = {"steps": 1, "guidance_scale": 2.0, "captions": 3}
+    ratios = seed_ratios(base, data, _Pixels(), seeds=2, **kinds)  # type: ignore[arg-type]
+    first, second = (data.images("validation", torch.tensor([0, 2, 6]) + v) for v in (0, 1))
+    real = seed_ratio(torch.stack([first, second], 1).flatten(2).float())
+    assert ratios["real"] == pytest.approx(real)
+    assert ratios["base"] > 0
+    assert set(seed_ratios(base, data, _Pixels(), seeds=3, **kinds)) == {"base"}  # type: ignore[arg-type]
