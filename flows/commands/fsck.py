@@ -47,7 +47,9 @@ def damaged_work(store: Store) -> Iterator[Damage]:
                 yield Damage(f"work {path.relative_to(folder)}", str(error), remove)
     for entry in store.work():
         mirror = store.mirror(entry.name)
-        for name in mirror.names() if mirror else ():
+        if mirror is None:
+            continue
+        for name in mirror.names():
             try:
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
                     mirror.fetch(name, Path(scratch) / "file")
