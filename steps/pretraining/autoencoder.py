@@ -13,7 +13,8 @@ from steps.files.progress import Progress
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 from steps.training.randomness import keyed_normal
 
 LATENT_CHANNELS = 4

@@ -15,7 +15,8 @@ from steps.models.clip import build_clip, encode_text
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 
 _EVALUATE_EVERY = 50
 _TOGETHER = 128

@@ -13,7 +13,7 @@ from artifacts_schema.compression import (
     CompressionRecord,
     compressed_reports,
 )
-from artifacts_schema.config import CoremlCompressionConfig
+from artifacts_schema.stage_configs import CoremlCompressionConfig
 from steps.export.picture_gate import missed
 from steps.stages.coreml_compression import candidates
 from steps.store.local import LocalStore
