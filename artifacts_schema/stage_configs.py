@@ -97,8 +97,8 @@ class ArchitectureEvolutionConfig(Frozen):
     )
     rounds: Count = 3
     actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
-    captions_per_batch: Annotated[int, Field(ge=2)] = 8  # every change is probed with one batch ...
-    most_captions: Annotated[int, Field(ge=2)] = (
+    captions_per_batch: Annotated[int, Field(ge=2, le=10**9)] = 8  # every change is probed with one batch ...
+    most_captions: Annotated[int, Field(ge=2, le=10**9)] = (
         32  # ... and with more, up to this, while a choice hangs on it; P: 2,000
     )
     confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = (

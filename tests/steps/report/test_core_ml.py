@@ -31,5 +31,6 @@ def test_every_place_is_a_row_and_the_pictures_are_shown(tmp_path: Path) -> None
 
 
 def test_components_without_parity_and_without_pictures(tmp_path: Path) -> None:
-    blocks = core_ml([stored("component_v1")], None, LocalStore(tmp_path))
+    component = stored("component_v1").model_copy(update={"parity": None, "parity_note": "not measured"})
+    blocks = core_ml([component], None, LocalStore(tmp_path))
     assert len(blocks) == 2 and "not measured" in str(blocks[1])

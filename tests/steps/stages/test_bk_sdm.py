@@ -83,6 +83,6 @@ def test_it_is_exported(tmp_path: Path) -> None:
     config = CoremlExportConfig(program_check=ProgramCheckConfig(captions=1, timesteps=(999,), pictures=1))
     weights = stored(where, EvolvedUNet.from_unet(unet))
     report = coreml_export.export_component(
-        "unet", base, weights, None, pictures(), config, where, prediction_type="epsilon"
+        "unet", base, pictures(), config, where, weights=weights, prediction_type="epsilon"
     )
     assert report.package

@@ -70,4 +70,4 @@ def test_the_bundle_leads_back_to_the_run(finished: tuple[LocalStore, RunReport]
     store, report = finished
     manifest = record_of(store, report, "bundle")
     assert manifest == stored("bundle_v1")
-    assert runs_of(store, manifest, manifest.to_json()) == {"7": report}
+    assert runs_of(store, manifest.to_json()) == {"7": report}
