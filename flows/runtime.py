@@ -25,8 +25,10 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.cache.keys import CacheResult, StageKey
-from steps.cache.notes import StageUse, stage_of_run, stage_uses
+from steps.cache.notes import StageUse, first_run, stage_of_run, stage_uses
 from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
+from steps.files.disk import file_sha256
+from steps.files.errors import LatencyTableError
 from steps.files.processor import processor_name
 from steps.stages.table import Stage, earlier_of, meaning_of
 from steps.stages.versions import source_hash, stage_version
@@ -119,6 +121,7 @@ def run_stage(
     store = store_of(config)
     plan: RunPlan | None = records.get("start")
     earlier = earlier_of(stage, config, records, label)
+    measured = table_identity(config) if stage.measures else {}
     key = StageKey(
         stage=stage.name,
         version=stage_version(stage.name),
@@ -127,8 +130,7 @@ def run_stage(
         | {name: value.identity() if value is not None else "" for name, value in earlier.items()}
         | dict(identities or {}),
         seed=config.run.seed,
-        extra=(table_identity(config) if stage.measures else {})
-        | {name: version(name) for name in stage.packages},
+        extra=measured | {name: version(name) for name in stage.packages},
         label=label,
     )
 
@@ -142,6 +144,11 @@ def run_stage(
         record: Record = import_module(stage.import_name).run(
             inputs, only(config, stage.settings, stage.name), context
         )
+        if stage.measures and table_identity(config) != measured:
+            raise LatencyTableError(
+                f"{config.latency_profile.table} or its manifest changed while it was read; start again when both are "
+                "complete"
+            )
         return record
 
     result = stage_of_run(
@@ -174,15 +181,20 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
 
     quiet_libraries()
     threads = configure_torch(_compute(config))
+    # Without the cache nothing counts that another run left half done; what the run left that this one resumes does.
+    own = "" if config.store.cache else first_run(store, str(current.run_id), current.origin_run_id)
+    place = f"{key.stage}/{key.sha256}" + (f"/run-{own}" if own else "")
     context = StageContext(
         stage=key.stage,
         store=store,
-        work=store.work_folder(f"{key.stage}/{key.sha256}"),
+        work=store.work_folder(place),
         seed=spawn(config.run.seed, key.stage, key.label),
+        version=key.version,
         label=key.label,
         device=select_device(config.compute),
         progress=CardProgress(),
-        mirror=store.mirror(f"{key.stage}/{key.sha256}"),
+        mirror=store.mirror(place),
+        own_run=own,
         sigterm_grace_s=config.compute.sigterm_grace_s,
     )
     # Before the work: while that lasts, somebody may edit the code.
@@ -226,7 +238,7 @@ def table_identity(config: SnapFusionConfig) -> dict[str, Any]:
     files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
     # A missing table has an empty hash, which no finished stage has: so it is read, and found missing.
     return {
-        name: content_hash(path.read_text()) if path.is_file() else ""
+        name: file_sha256(path) if path.is_file() else ""
         for name, path in zip(("table", "manifest"), files, strict=True)
     }
 

@@ -82,7 +82,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     """Checks of every run, then preflight and data."""
     from steps.files.hashes import FileHashes
     from steps.inputs.checks import check_run
-    from steps.inputs.folders import input_identities, raw_data
+    from steps.inputs.folders import check_unchanged, input_identities, raw_data
 
     store = store_of(config)
     store.check()
@@ -91,18 +91,19 @@ def start(config: SnapFusionConfig) -> RunPlan:
     previous_reports(config, store)
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
-
+    identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
 
     def work(context: Any, _: None) -> Record:
         from steps.stages.start import run as prepare
 
         prepared.append(True)
-        return prepare(raw, config, context, PROJECT_ROOT)
+        made = prepare(raw, config, context, PROJECT_ROOT)
+        # A shard is read again for that only where its size, times or inode are others now.
+        check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes))
+        return made
 
-    plan: RunPlan = run_stage(
-        STAGES["start"], config, {}, identities=input_identities(config, PROJECT_ROOT, raw), work=work
-    )
+    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
     if not prepared:  # else it has told already, before it encoded anything
         print(_estimates(config, plan))
     return plan

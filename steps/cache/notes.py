@@ -69,17 +69,29 @@ def stage_uses(store: Store, run_id: str, *, origin: str | None = None) -> dict[
     took over from the run it resumes (`origin`). Stages of programs that noted no outcome are left out.
     """
     found: dict[str, StageUse] = {}
-    pending, seen = [run_id, *([origin] if origin else [])], set()
-    while pending:
-        run = pending.pop(0)
-        seen.add(run)
-        for document in store.list_documents(f"runs/{run}/"):
-            note = parse_document(document, store.get_document(document) or "{}")
+    for notes in _notes(store, run_id, origin).values():
+        for document, note in notes.items():
             if "name" in note:
                 key = document.rsplit("-", 1)[1]
                 found.setdefault(note["name"], StageUse(key, note["version"], note["cached"]))
-            if note.get("origin") and note["origin"] not in (*seen, *pending):
-                pending.append(note["origin"])
+    return found
+
+
+def first_run(store: Store, run_id: str, origin: str | None) -> str:
+    """The run that was not resumed from another: this one, or where its `origin` and that one's origins lead."""
+    return list(_notes(store, run_id, origin))[-1] if origin else run_id
+
+
+def _notes(store: Store, run_id: str, origin: str | None) -> dict[str, dict[str, Any]]:
+    """The notes, by document, of a run and of those it goes back to, by run; it first."""
+    found: dict[str, dict[str, Any]] = {}
+    pending = [run_id, *([origin] if origin else [])]
+    while pending:
+        run = pending.pop(0)
+        documents = store.list_documents(f"runs/{run}/")
+        found[run] = {name: parse_document(name, store.get_document(name) or "{}") for name in documents}
+        origins = {note["origin"] for note in found[run].values() if note.get("origin")}
+        pending += sorted(origins - found.keys() - set(pending))
     return found
 
 

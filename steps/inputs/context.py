@@ -22,18 +22,21 @@ class StageContext:
 
     `work` holds the stage's checkpoints and scratch files and lies under its cache key, so that an interrupted stage
     finds them again whatever the run id is. `mirror` keeps the checkpoints where another machine finds them. `seed` is the
-    stage's own child seed, `label` the task of a foreach.
+    stage's own child seed, `version` its source's, `label` the task of a foreach. `own_run` is set with
+    `store.cache = false`: only what this run left unfinished is taken up, and `work` carries its id.
     """
 
     stage: str
     store: Store
     work: Path
     seed: int
+    version: int = 0
     label: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = field(default_factory=NullProgress)
     mirror: Mirror | None = None
     sigterm_grace_s: float = 10.0
+    own_run: str = ""
 
     def checkpoints(self, name: str = "checkpoints") -> CheckpointFolder:
         """Where a training of this stage keeps its checkpoints: below `work` and, with a store on S3, there, too."""

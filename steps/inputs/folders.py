@@ -3,14 +3,17 @@
 Imports no torch, so that a run whose stages are all cached starts quickly.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from artifacts_schema.config import DataConfig, SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
+from artifacts_schema.plan import InputName, RunPlan
 from steps.data.shards import expand_shards
 from steps.files.disk import file_sha256
-from steps.files.errors import BaseModelError, ConfigError
+from steps.files.errors import BaseModelError, ConfigError, DataError
 from steps.files.hashes import FileHashes
 from steps.models.base_folder import check_base_folder, folder_identity
 
@@ -51,6 +54,20 @@ def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData)
         identities[name] = folder_identity(path) if path is not None else ""
     identities["inception"] = INCEPTION_SHA256 if inception_weights(config, project_root) else ""
     return identities
+
+
+def check_unchanged(identities: Mapping[str, str], plan: RunPlan, raw: RawData) -> None:
+    """Refuse a plan that was made of other files than its cache key says: somebody replaced them meanwhile.
+
+    `identities` are those in the key, `raw` is what the data's files hold now. Raises DataError.
+    """
+    found = {name: plan.identity_of(name) for name in get_args(InputName)} | {"raw data": raw.identity()}
+    changed = [name for name, known in identities.items() if known not in (MICRO, found[name])]
+    if changed:
+        raise DataError(
+            f"{', '.join(changed)} changed while `start` worked, nothing of it is cached: expected the files that were "
+            "there when the run began; leave them alone and start again"
+        )
 
 
 def base_folder(config: SnapFusionConfig, project_root: Path) -> Path:

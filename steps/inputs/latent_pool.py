@@ -6,7 +6,6 @@ training.
 """
 
 import hashlib
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +24,7 @@ from artifacts_schema.references import ObjectRef
 from steps.diffusion.losses import SPLIT, LatentData
 from steps.diffusion.sampler import sample_latents
 from steps.diffusion.schedule import NoiseSchedule
+from steps.files.errors import DamagedError
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.base_folder import folder_identity
@@ -47,8 +48,8 @@ class PoolSettings:
 class LatentPool:
     """Rows of (unscaled latent, picture), read from the store's files as they are needed."""
 
-    def __init__(self, store: Store, chunks: Sequence[ObjectRef]) -> None:
-        self._files = [safe_open(store.path_of(ref), framework="pt") for ref in chunks]
+    def __init__(self, chunks: Sequence[Path]) -> None:
+        self._files = [safe_open(path, framework="pt") for path in chunks]
         self._rows = [
             (file, row) for file in self._files for row in range(_slice(file, "latents").get_shape()[0])
         ]
@@ -75,11 +76,12 @@ def build_pool(
 ) -> LatentPool:
     """The pool of these settings: finished chunks come from the store, the rest is generated now.
 
-    Captions come from the train split, noise is keyed by position: the pool depends on base, data, settings
-    and seed.
+    Captions come from the train split, noise is keyed by position: the pool depends on base, data, settings,
+    seed and the stage's version. A damaged chunk is generated again, and with `store.cache = false` so is every
+    chunk of another run.
     """
     identity = folder_identity(base.path)
-    chunks: list[ObjectRef] = []
+    chunks: list[Path] = []
     context.progress.start("latents for the decoder", settings.size)
     for start in range(0, settings.size, CHUNK):
         positions = torch.arange(start, min(start + CHUNK, settings.size))
@@ -87,7 +89,7 @@ def build_pool(
             samples=data.size(SPLIT), start=start, count=len(positions), seed=context.seed
         )
         embeddings = data.embeddings(SPLIT, captions)
-        document = _document(identity, settings, context.seed, positions, embeddings)
+        document = _document(identity, settings, context, positions, embeddings)
         chunk = _stored_chunk(context.store, document)
         if chunk is None:
             scaled = _generate(
@@ -98,35 +100,41 @@ def build_pool(
                 embeddings=embeddings,
                 empty_embedding=data.empty_embedding,
             )
-            chunk = _store_chunk(base, scaled, context)
-            context.store.put_document(document, chunk.model_dump_json())
+            ref = _store_chunk(base, scaled, context)
+            context.store.put_document(document, ref.model_dump_json())
+            chunk = context.store.path_of(ref)
         chunks.append(chunk)
         context.progress.update(start + len(positions))
     context.progress.close()
-    return LatentPool(context.store, chunks)
+    return LatentPool(chunks)
 
 
 def _document(
-    base_identity: str, settings: PoolSettings, seed: int, positions: Tensor, embeddings: Tensor
+    base_identity: str, settings: PoolSettings, context: StageContext, positions: Tensor, embeddings: Tensor
 ) -> str:
     """Where a chunk is recorded: under everything it is made from, so that pools share it."""
     made_from = {
         "base": base_identity,
         "ddim_steps": settings.ddim_steps,
         "guidance_scale": settings.guidance_scale,
-        "seed": seed,
+        "version": context.version,
+        "run": context.own_run,
+        "seed": context.seed,
         "positions": positions.tolist(),
         "embeddings": hashlib.sha256(embeddings.float().contiguous().numpy().tobytes()).hexdigest(),
     }
     return f"latent_pools/{content_hash(made_from)}"
 
 
-def _stored_chunk(store: Store, document: str) -> ObjectRef | None:
-    text = store.get_document(document)
-    if text is None:
+def _stored_chunk(store: Store, document: str) -> Path | None:
+    """A finished chunk's verified file; None when there is none that is undamaged."""
+    try:
+        text = store.get_document(document)
+        ref = ObjectRef.model_validate_json(text) if text is not None else None
+        return store.path_of(ref) if ref is not None and store.has(ref.sha256, ref.bytes) else None
+    except (DamagedError, ValidationError) as error:
+        logger.warning("%s is damaged and made again: %s", document, error)
         return None
-    ref = ObjectRef.model_validate(json.loads(text))
-    return ref if store.has(ref.sha256, ref.bytes) else None
 
 
 def _generate(

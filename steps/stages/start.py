@@ -1,8 +1,8 @@
 """`start`: what is wrong with base, evaluators or data fails here, and the data are prepared once.
 
-Loads the base, checks it against its tokenizer, puts base, warm starts and evaluators into the store, tries the evaluators
-as they lie there, tells how long everything will take, and caches latents and text embeddings. What every run is checked
-for, cached or not, is in `steps.inputs.checks`.
+Checks the base against its tokenizer, and puts base, warm starts and evaluators into the store. From there on it works with
+what lies in the store, whatever happens to the folders: it tries the evaluators, tells how long everything will take, and
+caches latents and text embeddings. What every run is checked for, cached or not, is in `steps.inputs.checks`.
 """
 
 import logging
@@ -21,8 +21,8 @@ from steps.inputs.folders import MICRO, base_folder, inception_weights, other_fo
 from steps.inputs.loaded import fetch_folder
 from steps.latency.estimates import format_estimates, stage_estimates
 from steps.latency.unit_costs import measure_unit_costs
-from steps.models.base import BaseModel, load_base
-from steps.models.base_folder import folder_identity, put_model_folder
+from steps.models.base import load_base
+from steps.models.base_folder import put_model_folder
 from steps.models.clip import ClipScorer, check_clip
 from steps.pretraining.micro import write_micro_base
 from steps.unet.blocks import list_blocks
@@ -41,10 +41,10 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
             check_clip(path)
     inception = inception_weights(config, project_root)
     folder = _base_folder(config, project_root, context.work)
-    base = load_base(folder)
-    list_blocks(base.unet.config)  # refuses what the evolved UNet cannot be made of
-    _check_image_size(config, base)
+    _check_base(config, folder)
     stored = {name: put_model_folder(context.store, path) if path else None for name, path in others.items()}
+    stored_base = put_model_folder(context.store, folder)
+    base = load_base(fetch_folder(context, stored_base, "base"))
     for name in ("signal_clip", "measure_clip"):
         if (ref := stored[name]) is not None:  # as later stages will find it, without what is not stored
             ClipScorer.load(fetch_folder(context, ref, name), context.device).try_out(base.image_size)
@@ -59,8 +59,8 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
         stage="start",
         config={name: getattr(config, name).meaning() for name in ("base", "data")},
         seed=context.seed,
-        base=put_model_folder(context.store, folder),
-        base_identity=folder_identity(folder),
+        base=stored_base,
+        base_identity=stored_base.identity(),
         prediction_type=base.prediction_type,
         data=data,
         raw_data=raw,
@@ -86,7 +86,10 @@ def _base_folder(config: SnapFusionConfig, project_root: Path, work: Path) -> Pa
     return base_folder(config, project_root)
 
 
-def _check_image_size(config: SnapFusionConfig, base: BaseModel) -> None:
+def _check_base(config: SnapFusionConfig, folder: Path) -> None:
+    """Refuse what cannot be used before gigabytes of it are stored."""
+    base = load_base(folder)
+    list_blocks(base.unet.config)  # refuses what the evolved UNet cannot be made of
     if config.data.image_size not in (None, base.image_size):
         raise ConfigError(
             f"data.image_size is {config.data.image_size}, but the base draws {base.image_size} x {base.image_size}; "

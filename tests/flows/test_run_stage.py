@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +14,13 @@ from torch import nn
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.training import TrainingRecord
-from flows import runtime, stages
+from flows import stages
 from flows.runtime import run_stage
 from steps.files.errors import ConfigError
 from steps.models.stored import save_model
 from steps.stages import robust_training
 from steps.stages.table import STAGES
+from steps.store import LocalStore
 from steps.training.loop import train
 from tests.factories import tiny_unet
 from tests.flows.keys import example
@@ -28,23 +28,6 @@ from tests.flows.keys import example
 ROOT = Path(__file__).resolve().parents[2]
 PLAN: RunPlan = example("run_plan_v1")
 TRAINING = {"iterations": 6, "batch_size": 2, "checkpoint_interval_s": 1e-6, "log_interval": 2}
-
-
-class Card(list[Any]):
-    """Components, as Metaflow's card takes them."""
-
-    def refresh(self) -> None:
-        """Nobody looks."""
-
-
-@pytest.fixture
-def task(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What Metaflow offers a task: its run and its card."""
-    found = SimpleNamespace(
-        card={"progress": Card()}, run_id="1", origin_run_id=None, flow_name="SnapFusionFlow"
-    )
-    monkeypatch.setattr(runtime, "current", found)
-    return found
 
 
 def config(folder: Path, **sections: Any) -> SnapFusionConfig:
@@ -142,6 +125,34 @@ def test_a_training_goes_on_after_a_change_of_operational_values(task: Any, tmp_
     straight = robust(elsewhere, work(elsewhere, stop_at=99))
     assert straight.identity() == went_on.identity()
     assert straight.curve != went_on.curve
+
+
+def test_without_the_cache_nothing_counts_that_another_run_left(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what the run itself left does, and what the runs left that it goes back to."""
+    mirrors: set[str] = set()
+    monkeypatch.setattr(LocalStore, "mirror", lambda _, name: mirrors.add(name))
+    uncached = config(tmp_path, store={"root": str(tmp_path / "store"), "cache": False})
+
+    def finds(run_id: str, origin: str | None, settings: SnapFusionConfig = uncached) -> bool:
+        found: list[bool] = []
+
+        def unfinished(context: Any, _: Any) -> TrainingRecord:
+            found.append((context.work / "left").exists())
+            (context.work / "left").touch()
+            assert context.work == tmp_path / "store" / "work" / sorted(mirrors, key=len)[-1]
+            mirrors.clear()
+            raise Stopped
+
+        task.run_id, task.origin_run_id = run_id, origin
+        with pytest.raises(Stopped):
+            robust(settings, unfinished)
+        return found[0]
+
+    assert [finds("1", None, config(tmp_path)), finds("2", None, config(tmp_path))] == [False, True]
+    assert [finds("3", None), finds("3", None), finds("4", "3"), finds("5", "4")] == [False, True, True, True]
+    assert [finds("6", None), finds("7", None, config(tmp_path))] == [False, True]
 
 
 def test_a_run_whose_start_is_cached_is_checked_all_the_same(task: Any, tmp_path: Path) -> None:

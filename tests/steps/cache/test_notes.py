@@ -3,7 +3,7 @@
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.training import TrainingRecord
 from steps.cache.keys import CacheResult, StageKey
-from steps.cache.notes import StageUse, mark_use, stage_uses
+from steps.cache.notes import StageUse, first_run, mark_use, stage_uses
 from steps.store import Store
 
 
@@ -43,3 +43,11 @@ def test_a_resumed_run_knows_what_it_took_over(store: Store) -> None:
     assert stage_uses(store, "2") == expected
     # A run that has run no stage itself has no note of its origin; who asks knows it.
     assert stage_uses(store, "3", origin="2") == expected
+
+
+def test_a_chain_of_resumed_runs_has_one_beginning(store: Store) -> None:
+    mark_use(store, "1", key())
+    mark_use(store, "2", key(), origin="1")
+    mark_use(store, "3", key(), origin="2")
+    assert [first_run(store, "3", "2"), first_run(store, "4", "3"), first_run(store, "1", None)] == ["1"] * 3
+    assert first_run(store, "4", None) == "4"

@@ -1,6 +1,8 @@
 """decoder_distillation: the pool of synthetic latents and the training on it."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,41 @@ def test_another_setting_makes_another_pool(
     settings = PoolSettings(6, 3 if changed == "steps" else 2, 4.0 if changed == "guidance" else 3.0)
     build_pool(base, data, settings, stage_context(tmp_path, "a", seed=2 if changed == "seed" else 1))
     assert generated == [4, 2]
+
+
+@pytest.mark.usefixtures("chunks_of_four")
+def test_a_pool_of_another_version_or_run_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another run only with `store.cache = false`."""
+    base, data = two_level_base(tmp_path / "base"), tiny_data()
+    generated, context = count_generated(monkeypatch), stage_context(tmp_path, "a")
+    for changes in ({}, {"version": 2}, {"own_run": "3"}, {"own_run": "4"}):
+        for made in ([4, 2], []):
+            build_pool(base, data, SETTINGS, replace(context, **changes))  # type: ignore[arg-type]
+            assert generated == made
+            generated.clear()
+
+
+@pytest.mark.usefixtures("chunks_of_four")
+@pytest.mark.parametrize("pattern", ["objects/*/*", "documents/latent_pools/*.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-9] + b"9" * 9, lambda _: b""])
+def test_a_damaged_chunk_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, damage: Callable[[bytes], bytes]
+) -> None:
+    base, data = two_level_base(tmp_path / "base"), tiny_data()
+    context = stage_context(tmp_path, "a")
+    before = build_pool(base, data, SETTINGS, context).rows(torch.arange(6))
+    generated = count_generated(monkeypatch)
+    path = max((tmp_path / "store").glob(pattern), key=lambda path: path.stat().st_size)
+    whole = path.read_bytes()
+    path.unlink()  # the pool that was read above keeps its own
+    path.write_bytes(damage(whole))
+    after = build_pool(base, data, SETTINGS, context).rows(torch.arange(6))
+    assert len(generated) == 1
+    assert all(torch.equal(*both) for both in zip(before, after, strict=True))
+    build_pool(base, data, SETTINGS, context)
+    assert len(generated) == 1
 
 
 def test_trains_a_smaller_decoder_towards_the_full_one(tmp_path: Path) -> None:
