@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from metaflow.cards import BlankCard
+from metaflow.cards import BlankCard, ProgressBar
 from safetensors.torch import save
 
 from artifacts_schema.readers import read_record
@@ -158,7 +158,10 @@ def test_nothing_runs_in_a_browser(tmp_path: Path) -> None:
     ran = re.compile(r"<html[^>]* ran=")
     # First that it would be seen here.
     assert ran.search(opened(tmp_path, [{"type": "markdown", "source": HOSTILE}]))
-    found = opened(tmp_path, elements(hostile_page(LocalStore(tmp_path / "store"))))
+    page = elements(hostile_page(LocalStore(tmp_path / "store")))
+    bar = ProgressBar(max=2, label=HOSTILE)
+    bar.update(1, metadata=HOSTILE)
+    found = opened(tmp_path, [*page, bar.render()])
     assert not ran.search(found)
     words = html.unescape(re.sub(r"<[^>]*>", "", found.split('class="card_app"')[1]))
     assert f"SnapFusion run: {HOSTILE}" in words
