@@ -6,16 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from artifacts_schema.base import Frozen
-from artifacts_schema.config import (
-    Count,
-    CountOrZero,
-    Fraction,
-    InvalidConfig,
-    NotNegative,
-    RobustTrainingConfig,
-    TrainingConfig,
-    VelocityFinetuningConfig,
-)
+from artifacts_schema.config import InvalidConfig
+from artifacts_schema.ranges import Count, CountOrZero, Fraction, NotNegative
+from artifacts_schema.stage_configs import RobustTrainingConfig, TrainingConfig, VelocityFinetuningConfig
 
 
 class ClipModelConfig(Frozen):

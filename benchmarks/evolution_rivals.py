@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from artifacts_schema.architecture import ArchitectureSpec
-from artifacts_schema.config import ArchitectureEvolutionConfig, TrainingConfig
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, TrainingConfig
 from benchmarks.evolution_setup import Setup, parser
 from benchmarks.published import ROOT, Metric, publish, result
 from steps.data.openmoji import picture_group
@@ -149,7 +149,7 @@ class Rivals:
         context = setup.context("evolution", config=config.meaning())
         robust = save_model(setup.store, self.start, schema=architecture_evolution.SCHEMA)
         record = architecture_evolution.evolve(
-            setup.base, robust, setup.table, setup.data, setup.scorer, config, context
+            setup.base, robust, setup.table, setup.data, setup.scorer, config=config, context=context
         )
         return as_evolved(load_model(setup.store, record.weights)).to(setup.device)
 

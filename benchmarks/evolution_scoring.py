@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from artifacts_schema.config import ArchitectureEvolutionConfig
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig
 from benchmarks.evolution_setup import Setup, parser
 from benchmarks.published import Metric, publish, result
 from steps.evolution.probe import SPLIT, Probe

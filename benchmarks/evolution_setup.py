@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import (
-    ArchitectureEvolutionConfig,
-    ComputeConfig,
-    DataConfig,
-    LatencyProfileConfig,
-)
+from artifacts_schema.config import ComputeConfig, DataConfig
 from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig
 from benchmarks.published import ROOT
 from steps.data.prepared import PreparedData, prepare_data
 from steps.evolution.actions import Budget

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from artifacts_schema.architecture import ArchitectureSpec
-from artifacts_schema.config import ComputeConfig, LatencyProfileConfig
+from artifacts_schema.config import ComputeConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from benchmarks.published import ROOT, Metric, publish, result
 from steps.evolution.actions import Budget
 from steps.inputs.context import StageContext, configure_torch

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts_schema.bundle import REQUIRED_COMPONENTS, ComponentReport, DrawingScores
-from artifacts_schema.config import CoremlExportConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlExportConfig
 from benchmarks.published import Metric
 from steps.data.prepared import PreparedData
 from steps.diffusion.schedule import NoiseSchedule

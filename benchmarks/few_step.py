@@ -19,14 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import (
-    ComputeConfig,
-    DataConfig,
-    DistillationStageConfig,
-    StepDistillationConfig,
-    TrainingConfig,
-)
+from artifacts_schema.config import ComputeConfig, DataConfig
 from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
 from benchmarks.few_step_metrics import REFERENCE, Measured, metrics, picture_grid
 from benchmarks.published import ROOT, publish, result
 from benchmarks.setting import TestCaptions, begin, parser_for, velocity_unet
@@ -138,9 +133,9 @@ class FewStep:
             student.requires_grad_(True).to(self.device),
             Sampling(self.data, self.schedule, shared.caption_dropout, self.device),
             self.base.latent_shape,
-            shared,
-            DistillationStageConfig(training=training),
-            context,
+            shared=shared,
+            config=DistillationStageConfig(training=training),
+            context=context,
             student_steps=steps,
             cfg_aware=True,
         )

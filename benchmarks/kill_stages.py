@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import (
+from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     LatencyProfileConfig,
     RobustTrainingConfig,
@@ -58,7 +58,7 @@ def evolution(folder: Path) -> str:
         captions_per_batch=2, most_captions=4, probe_steps=1, probe_guidance_scale=1.0,
     )  # fmt: skip
     return architecture_evolution.evolve(
-        base, weights, table, TinyData(), BrightnessScorer(), config, stage
+        base, weights, table, TinyData(), BrightnessScorer(), config=config, context=stage
     ).identity()
 
 

@@ -17,14 +17,9 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import (
-    ComputeConfig,
-    DataConfig,
-    DistillationStageConfig,
-    StepDistillationConfig,
-    TrainingConfig,
-)
+from artifacts_schema.config import ComputeConfig, DataConfig
 from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
 from artifacts_schema.training import Selection
 from benchmarks.published import ROOT, Metric, publish, result
 from steps.data.prepared import PreparedData, prepare_data
@@ -145,9 +140,9 @@ class Search:
                 self.device,
             ),
             self.base.latent_shape,
-            shared,
-            DistillationStageConfig(training=training),
-            context,
+            shared=shared,
+            config=DistillationStageConfig(training=training),
+            context=context,
             student_steps=steps,
             cfg_aware=cfg_aware,
         )

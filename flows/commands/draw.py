@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from artifacts_schema.config import Device
+from artifacts_schema.ranges import Device
 from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT

@@ -49,8 +49,19 @@ def policy(
             f"the prefix {prefix!r} holds *, ? or $, which a policy reads as a pattern: it would open other prefixes; "
             "name the project's own"
         )
-    arn = f"arn:{partition}:s3:::{bucket}"
     below = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    statements = _statements(role, f"arn:{partition}:s3:::{bucket}", below)
+    if kms_key is not None:
+        statements.append(_use_of_key(kms_key, bucket_policy=bool(principals)))
+    granted = {"Principal": {"AWS": list(principals)}} if principals else {}
+    return {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", **granted, **statement} for statement in statements],
+    }
+
+
+def _statements(role: Role, arn: str, below: str) -> list[dict[str, Any]]:
+    """What a role may do with the bucket `arn`, under the prefix `below`."""
     scratch = [f"{arn}/{below}documents/{name}/*" for name in ("probes", "leases/use")]
     statements: list[dict[str, Any]] = [
         {
@@ -104,13 +115,7 @@ def policy(
                 "Resource": [f"{arn}/{below}documents/{name}/*" for name in ("probes", "leases")],
             },
         ]
-    if kms_key is not None:
-        statements.append(_use_of_key(kms_key, bucket_policy=bool(principals)))
-    granted = {"Principal": {"AWS": list(principals)}} if principals else {}
-    return {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", **granted, **statement} for statement in statements],
-    }
+    return statements
 
 
 def _use_of_key(kms_key: str, *, bucket_policy: bool) -> dict[str, Any]:

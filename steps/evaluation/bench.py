@@ -8,10 +8,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import KEPT_PICTURES
 from artifacts_schema.data import SplitName
 from artifacts_schema.evaluation import GuidancePoint, RealSplit
 from artifacts_schema.plan import InputName
+from artifacts_schema.stage_configs import KEPT_PICTURES
 from steps.data.openmoji import picture_group
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents

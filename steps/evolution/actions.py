@@ -6,8 +6,8 @@ from math import ceil
 from typing import Any
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionAction
-from artifacts_schema.config import ArchitectureEvolutionConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig
 from steps.evolution.rule import Change, best_saving, reachable
 from steps.files.errors import BudgetError
 from steps.latency.table import predict

@@ -70,6 +70,7 @@ def score_changes(
     changes: Sequence[Change],
     probe: Probe,
     earlier: Mapping[str, Estimate],
+    *,
     undecided: Undecided,
     context: StageContext,
     folder: Path,

@@ -69,6 +69,9 @@ def torch_images(
 
 
 def _image_psnr(found: Tensor, expected: Tensor) -> float:
-    """10 log10(1 / mean square error) of two pictures, brought from [-1, 1] to [0, 1] and not rounded to bytes."""
-    difference = (found.double().clamp(-1, 1) - expected.double().clamp(-1, 1)) / 2
-    return -10.0 * math.log10(max(float(difference.square().mean()), 1e-20))
+    """10 log10(1 / mean square error) of two pictures, brought from [-1, 1] to [0, 1] and not rounded to bytes.
+
+    What is not a number is as far off as can be.
+    """
+    errors = ((found.double().clamp(-1, 1) - expected.double().clamp(-1, 1)) / 2).square()
+    return -10.0 * math.log10(max(float(errors.nan_to_num(1.0).mean()), 1e-20))

@@ -10,8 +10,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 
 from artifacts_schema.bundle import Component, Prediction
-from artifacts_schema.config import CoremlExportConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.attention import SplitEinsumProcessor

@@ -90,7 +90,14 @@ def build_pool(
         document = _document(identity, settings, context.seed, positions, embeddings)
         chunk = _stored_chunk(context.store, document)
         if chunk is None:
-            scaled = _generate(base, settings, context, positions, embeddings, data.empty_embedding)
+            scaled = _generate(
+                base,
+                settings,
+                context,
+                positions,
+                embeddings=embeddings,
+                empty_embedding=data.empty_embedding,
+            )
             chunk = _store_chunk(base, scaled, context)
             context.store.put_document(document, chunk.model_dump_json())
         chunks.append(chunk)
@@ -127,6 +134,7 @@ def _generate(
     settings: PoolSettings,
     context: StageContext,
     positions: Tensor,
+    *,
     embeddings: Tensor,
     empty_embedding: Tensor,
 ) -> Tensor:

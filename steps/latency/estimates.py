@@ -7,7 +7,8 @@ machine. A backward pass counts as two forward passes. Start-up, checkpoints and
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from artifacts_schema.config import SnapFusionConfig, TrainingConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.stage_configs import TrainingConfig
 
 _TRAINING = 3.0  # forward and backward, in forward passes
 _GUIDED = 2.0  # a guided step calls the UNet on both branches

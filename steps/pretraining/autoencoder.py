@@ -13,7 +13,8 @@ from steps.files.progress import Progress
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 from steps.training.randomness import keyed_normal
 
 LATENT_CHANNELS = 4
@@ -52,14 +53,6 @@ def train_autoencoder(
     """Train, keep the state with the best validation PSNR, scale the latents of the train split to unit variance."""
     best = Best(folder / "best", "psnr_db", highest=True)
     measured = validation.spread(_MEASURED).images
-
-    def evaluate(iteration: int, model: nn.Module) -> dict[str, float]:
-        if iteration % _EVALUATE_EVERY:
-            return {}
-        value = psnr_db(model, measured)
-        best.offer(iteration, value, model)
-        return {best.measure: value}
-
     outcome = train(
         new_autoencoder(config, image_size=train_set.images.shape[-1]),
         AutoencoderLoss(config, train_set),
@@ -68,7 +61,7 @@ def train_autoencoder(
         seed=seed,
         folder=folder,
         progress=progress,
-        on_interval=evaluate,
+        on_interval=best.watch(lambda model: psnr_db(model, measured), every=_EVALUATE_EVERY),
         description="autoencoder",
     )
     chosen = best.load(outcome.model)

@@ -17,7 +17,8 @@ from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import Progress
 from steps.pretraining.best import Best
 from steps.training.batch import Batch
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 from steps.training.randomness import keyed_normal, keyed_uniform
 
 SHARD = "16MB"

@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from steps.training.outcome import IntervalHook
 
 
 class Best:
@@ -21,6 +24,18 @@ class Best:
     @property
     def _note(self) -> Path:
         return self.folder / "best.json"
+
+    def watch(self, measured: Callable[[nn.Module], float], *, every: int) -> IntervalHook:
+        """A hook that measures the model every so many iterations, and keeps the best."""
+
+        def look(iteration: int, model: nn.Module) -> dict[str, float]:
+            if iteration % every:
+                return {}
+            value = measured(model)
+            self.offer(iteration, value, model)
+            return {self.measure: value}
+
+        return look
 
     def offer(self, iteration: int, value: float, model: nn.Module) -> None:
         """Keep the model when `value` is better than all before, the latest of equals."""

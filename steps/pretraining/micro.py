@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from artifacts_schema.config import TrainingConfig
 from artifacts_schema.pretraining import AutoencoderConfig, ClipModelConfig, UNetConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.data.openmoji import list_openmoji
 from steps.models.clip import save_clip
 from steps.pretraining.autoencoder import LATENT_CHANNELS, new_autoencoder

@@ -15,7 +15,8 @@ from steps.models.clip import build_clip, encode_text
 from steps.pretraining.best import Best
 from steps.pretraining.pictures import Pictures, normalised, shifted
 from steps.training.batch import Batch
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 
 _EVALUATE_EVERY = 50
 _TOGETHER = 128
@@ -65,14 +66,6 @@ def train_openclip(
 ) -> tuple[TrainingOutcome, dict[str, float]]:
     """Train on the train split; the state with the best retrieval among validation captions is kept."""
     best = Best(folder / "best", "retrieval_top1", highest=True)
-
-    def evaluate(iteration: int, model: nn.Module) -> dict[str, float]:
-        if iteration % _EVALUATE_EVERY:
-            return {}
-        value = retrieval_top1(model, validation)
-        best.offer(iteration, value, model)
-        return {best.measure: value}
-
     outcome = train(
         new_model(config, cfg),
         ContrastiveLoss(train_set),
@@ -81,7 +74,7 @@ def train_openclip(
         seed=seed,
         folder=folder,
         progress=progress,
-        on_interval=evaluate,
+        on_interval=best.watch(lambda model: retrieval_top1(model, validation), every=_EVALUATE_EVERY),
         description=description,
     )
     return outcome, best.load(outcome.model)

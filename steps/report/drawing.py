@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from artifacts_schema.config import ComputeConfig, Device, parse_config
+from artifacts_schema.config import ComputeConfig, parse_config
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.ranges import Device
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.sampler import decode_latents, sample_latents

@@ -13,9 +13,10 @@ from torch import nn
 
 from artifacts_schema.architecture import EvolutionRecord, EvolutionRound
 from artifacts_schema.base import Measurement, content_hash
-from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig
 from steps.data.prepared import PreparedData
 from steps.diffusion.losses import SPLIT, Sampling
 from steps.diffusion.schedule import NoiseSchedule
@@ -31,7 +32,8 @@ from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import latency_profile
-from steps.training.loop import Part, TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import Part, TrainingOutcome
 from steps.unet.conversion import as_evolved, build
 from steps.unet.dropping import SkippingLoss
 from steps.unet.evolved import EvolvedUNet
@@ -50,8 +52,8 @@ def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) ->
         inputs.earlier("latency_table") if by_table else None,
         inputs.data,
         inputs.signal_clip,
-        config.architecture_evolution,
-        context,
+        config=config.architecture_evolution,
+        context=context,
     )
 
 
@@ -61,6 +63,7 @@ def evolve(
     measured: LatencyTable | None,
     data: PreparedData,
     scorer: Scorer,
+    *,
     config: ArchitectureEvolutionConfig,
     context: StageContext,
 ) -> EvolutionRecord:
@@ -154,9 +157,9 @@ class _Evolution:
             changes,
             self.probe(index),
             earlier_evidence(last.scores if last else ()),
-            open_choices,
-            self.context,
-            folder,
+            undecided=open_choices,
+            context=self.context,
+            folder=folder,
         )
         losses = {key: item.upper(config.confidence) for key, item in evidence.pooled.items()}
         taken = choose(changes, losses, gap=gap, actions=config.actions_per_round, later=later)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from artifacts_schema.bundle import BundleDrawing, DrawingScores
-from artifacts_schema.config import CoremlExportConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlExportConfig
 from steps.evaluation.pictures import grid, png
 from steps.export.bundle_pictures import drawing_noise, score, torch_images
 from steps.export.bundle_run import Bundle, to_pixels

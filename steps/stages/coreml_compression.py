@@ -14,8 +14,9 @@ from pathlib import Path
 
 from artifacts_schema.bundle import REQUIRED_COMPONENTS, Component, DrawingScores, Scheme
 from artifacts_schema.compression import Combination, CompressedVariant, CompressionRecord
-from artifacts_schema.config import CoremlCompressionConfig, CoremlExportConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlCompressionConfig, CoremlExportConfig
 from steps.export.bundle_pictures import drawing_noise, torch_images
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress, weights

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from artifacts_schema.bundle import Component, ComponentReport, ExportCost, Parity
-from artifacts_schema.config import CoremlExportConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.export.chunks import split_package
 from steps.export.components import COMPONENTS, Exportable, Source, exportable

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import LatencyProfileConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.latency import LatencyRow, LatencyTable
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.files.errors import ConfigError, LatencyTableError
 from steps.files.processor import processor_name
 from steps.inputs.context import StageContext

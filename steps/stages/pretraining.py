@@ -33,7 +33,7 @@ from steps.pretraining.openclip import model_cfg, retrieval_top1, text_tower, tr
 from steps.pretraining.pictures import Pictures, load_pictures
 from steps.pretraining.tokenizer import load_tokenizer, train_tokenizer
 from steps.store import LocalStore
-from steps.training.loop import TrainingOutcome
+from steps.training.outcome import TrainingOutcome
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]

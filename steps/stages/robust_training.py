@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts_schema.config import RobustTrainingConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import RobustTrainingConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling
 from steps.diffusion.schedule import NoiseSchedule

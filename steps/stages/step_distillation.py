@@ -12,8 +12,9 @@ import logging
 
 from torch import Tensor, nn
 
-from artifacts_schema.config import DistillationStageConfig, SnapFusionConfig, StepDistillationConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents
@@ -22,7 +23,8 @@ from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 from steps.training.randomness import keyed_normal
 from steps.training.selection import HeldOut, spread
 
@@ -38,9 +40,9 @@ def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) ->
         inputs.earlier("teacher" if own_teacher else "full"),
         inputs.earlier("student"),
         inputs.data,
-        shared,
-        getattr(config, context.stage),
-        context,
+        shared=shared,
+        config=getattr(config, context.stage),
+        context=context,
         student_steps=shared.final_steps if context.stage == "student_8" else shared.intermediate_steps,
         cfg_aware=context.stage != "student_16",
     )
@@ -51,10 +53,10 @@ def distil_weights(
     teacher: WeightsRef,
     student: WeightsRef,
     data: LatentData,
+    *,
     shared: StepDistillationConfig,
     config: DistillationStageConfig,
     context: StageContext,
-    *,
     student_steps: int,
     cfg_aware: bool,
 ) -> TrainingRecord:
@@ -71,9 +73,9 @@ def distil_weights(
         student_unet,
         Sampling(data, schedule, shared.caption_dropout, context.device),
         base.latent_shape,
-        shared,
-        config,
-        context,
+        shared=shared,
+        config=config,
+        context=context,
         student_steps=student_steps,
         cfg_aware=cfg_aware,
     )
@@ -110,10 +112,10 @@ def distil(
     student: nn.Module,
     sampling: Sampling,
     latent_shape: tuple[int, int, int],
+    *,
     shared: StepDistillationConfig,
     config: DistillationStageConfig,
     context: StageContext,
-    *,
     student_steps: int,
     cfg_aware: bool,
 ) -> TrainingOutcome:
@@ -126,7 +128,9 @@ def distil(
         cfg_range=shared.cfg_range,
         gamma=shared.gamma,
     )
-    check = TeacherCheck(teacher, sampling, latent_shape, shared, student_steps, context.seed)
+    check = TeacherCheck(
+        teacher, sampling, latent_shape, shared=shared, student_steps=student_steps, seed=context.seed
+    )
     return train(
         student,
         loss,
@@ -155,6 +159,7 @@ class TeacherCheck:
         teacher: nn.Module,
         sampling: Sampling,
         latent_shape: tuple[int, int, int],
+        *,
         shared: StepDistillationConfig,
         student_steps: int,
         seed: int,

@@ -13,7 +13,8 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from artifacts_schema.config import SnapFusionConfig, VelocityFinetuningConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.stage_configs import VelocityFinetuningConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, LatentData, Sampling, VelocityLoss
 from steps.diffusion.schedule import NoiseSchedule
@@ -53,21 +54,9 @@ def finetune(
 
     Raises BaseModelError for a warm start that belongs to another base.
     """
-    identity = folder_identity(base.path)
-    parents = (identity,)
+    parents = (folder_identity(base.path),)
     if base.prediction_type == "v_prediction":
-        logger.info("stage=%s skipped: the base already predicts v", STAGE)
-        weights = save_model(context.store, base.unet, schema=SCHEMA, parents=parents)
-        return TrainingRecord(
-            stage=STAGE,
-            parents=parents,
-            config=config.meaning(),
-            seed=context.seed,
-            weights=weights,
-            iterations=0,
-            batch_size=config.training.batch_size,
-            skipped=True,
-        )
+        return _skipped(base, config, context, parents)
     unet = copy.deepcopy(base.unet) if warm_start is None else load_warm_start(warm_start, base)
     started_from = None if warm_start is None else folder_identity(warm_start)
     unet.requires_grad_(True)
@@ -112,6 +101,23 @@ def finetune(
         selection=outcome.selection,
         warm_start=started_from,
         images_per_s=outcome.images_per_s,
+    )
+
+
+def _skipped(
+    base: BaseModel, config: VelocityFinetuningConfig, context: StageContext, parents: tuple[str, ...]
+) -> TrainingRecord:
+    """The record of a base that predicts v already: its own weights."""
+    logger.info("stage=%s skipped: the base already predicts v", STAGE)
+    return TrainingRecord(
+        stage=STAGE,
+        parents=parents,
+        config=config.meaning(),
+        seed=context.seed,
+        weights=save_model(context.store, base.unet, schema=SCHEMA, parents=parents),
+        iterations=0,
+        batch_size=config.training.batch_size,
+        skipped=True,
     )
 
 

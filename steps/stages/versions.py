@@ -60,7 +60,11 @@ def _closure(module: str) -> set[Path]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     # What a configuration may hold is not a stage's source: its own section is part of the cache key anyway.
-    return {path for path in found if path.name not in ("config.py", "versions.py")}
+    return {
+        path
+        for path in found
+        if path.name not in ("config.py", "stage_configs.py", "ranges.py", "versions.py")
+    }
 
 
 def _path_of(module: str) -> Path | None:

@@ -8,9 +8,7 @@ save_state pickles, so checkpoints are our own.
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import TrainingConfig
-from artifacts_schema.training import Selection
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.errors import Interrupted, NonFiniteLossError
 from steps.files.progress import NullProgress, Progress
 from steps.training.batch import Batch, LossFunction
@@ -28,37 +25,12 @@ from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
+from steps.training.outcome import IntervalHook, Part, TrainingOutcome
 from steps.training.pace import Speed, learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import epoch_indices
 from steps.training.selection import BestState, HeldOut
 
 logger = logging.getLogger(__name__)
-
-
-IntervalHook = Callable[[int, nn.Module], dict[str, float]]
-"""Called at every logging interval with the number of finished iterations and the model, which then carries its EMA
-weights, the ones that are handed over, and is in evaluation mode; what it returns joins the curve."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some iterations of a training, with the data, draws and learning rate that they have in the whole."""
-
-    training: TrainingConfig
-    iterations: range
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """`model` is in evaluation mode and carries the EMA weights of the iteration that `selection` names, or without one
-    of the last; `curve` has one row per logging interval.
-    """
-
-    model: nn.Module
-    curve: list[dict[str, float]]
-    iterations: int
-    images_per_s: Measurement | None
-    selection: Selection | None = None
 
 
 def train(  # noqa: PLR0913 - everything that decides the result, by name

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 
 _MOST_SHARE = 0.03  # of a training's time may go into writing checkpoints
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from artifacts_schema.training import Candidate, Selection
 from steps.files.errors import NonFiniteLossError
 from steps.training.batch import Batch, LossFunction

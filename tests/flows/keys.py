@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from artifacts_schema.base import Provenance
-from artifacts_schema.config import EvaluationConfig, SnapFusionConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef
+from artifacts_schema.stage_configs import EvaluationConfig
 from flows import runtime, stages
 from steps.cache.keys import CacheResult, StageKey
 from steps.inputs import checks as run_checks

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.progress import Progress, TerminalProgress
 from steps.training.batch import Batch
 from steps.training.loop import train

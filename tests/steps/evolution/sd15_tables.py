@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import LatencyProfileConfig
 from artifacts_schema.latency import WHOLE_MODELS, LatencyTable
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.latency.table import import_table
 from steps.models.base import BaseModel
 from steps.stages import latency_profile

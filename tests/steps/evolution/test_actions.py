@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig
 from steps.evolution.actions import Budget, actions_of, apply, check_reachable
 from steps.evolution.rule import best_saving, plan_removals
 from steps.files.errors import BudgetError, LatencyTableError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import LatencyProfileConfig
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.evolution.actions import Budget, apply
 from steps.evolution.evidence import Estimate, estimate, pooled
 from steps.evolution.probe import Probe
@@ -54,7 +54,9 @@ def test_a_change_loses_what_the_built_architecture_loses(
     changes = changes_of(budget, unet)
     assert {change.key for change in changes} == set(KEYS)
     probe = probe_of(BrightnessScorer())
-    found = score_changes(unet, changes, probe, {}, nothing, context(tmp_path), tmp_path / "round_0")
+    found = score_changes(
+        unet, changes, probe, {}, undecided=nothing, context=context(tmp_path), folder=tmp_path / "round_0"
+    )
     assert not unet.skipped
     before = probe.scores(unet, 0)
     assert found.baseline == pytest.approx(sum(before) / 3)
@@ -79,7 +81,9 @@ def test_only_the_undecided_get_more_captions_and_pairs_stay_pairs(
         return next(answers, set())
 
     probe = probe_of(scorer)
-    found = score_changes(unet, changes, probe, {}, undecided, context(tmp_path), tmp_path / "round_0")
+    found = score_changes(
+        unet, changes, probe, {}, undecided=undecided, context=context(tmp_path), folder=tmp_path / "round_0"
+    )
     assert {key: item.n for key, item in found.own.items()} == {KEYS[0]: 3, PAIR: 6, COPY: 7}
     assert scorer.pictures == 3 * 4 + 3 * 3 + 1 * 2
     assert asked[-1] == found.pooled and len(asked) == 3
@@ -96,9 +100,10 @@ def test_only_the_undecided_get_more_captions_and_pairs_stay_pairs(
 
 def test_finished_probes_are_not_made_again(tmp_path: Path, budget: Budget, unet: EvolvedUNet) -> None:
     changes, scorer = changes_of(budget, unet), BrightnessScorer()
-    first = [score_changes(unet, changes, probe_of(scorer), {}, nothing, context(tmp_path), tmp_path / "r")]
+    given = {"undecided": nothing, "context": context(tmp_path), "folder": tmp_path / "r"}
+    first = [score_changes(unet, changes, probe_of(scorer), {}, **given)]
     made = scorer.pictures
-    again = score_changes(unet, changes, probe_of(scorer), {}, nothing, context(tmp_path), tmp_path / "r")
+    again = score_changes(unet, changes, probe_of(scorer), {}, **given)
     assert [again] == first and scorer.pictures == made == 3 * 4
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts_schema.config import LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.files.errors import LatencyTableError
 from steps.latency.table import check_explained, import_table, predict
 from steps.stages import latency_profile

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import TrainingConfig
 from artifacts_schema.pretraining import AutoencoderConfig, ClipModelConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.progress import NullProgress
 from steps.models.base import load_base
 from steps.pretraining import openclip

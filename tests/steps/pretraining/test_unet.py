@@ -8,8 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from artifacts_schema.config import DataConfig, TrainingConfig
+from artifacts_schema.config import DataConfig
 from artifacts_schema.pretraining import UNetConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import NullProgress

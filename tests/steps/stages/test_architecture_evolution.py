@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord, EvolutionRound
-from artifacts_schema.config import ArchitectureEvolutionConfig, LatencyProfileConfig, TrainingConfig
+from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig, TrainingConfig
 from steps.evolution.actions import Budget
 from steps.evolution.evidence import Estimate, drift_variance, pooled
 from steps.evolution.rule import Change, choose
@@ -41,7 +41,7 @@ def _run(folder: Path, scorer: Any = None, config: ArchitectureEvolutionConfig =
     table = latency_profile.count(base, LatencyProfileConfig(backend="macs"))
     robust = save_model(stage.store, tiny_unet(), schema="diffusers.UNet2DConditionModel")
     return architecture_evolution.evolve(
-        base, robust, table, TinyData(), scorer or BrightnessScorer(), config, stage
+        base, robust, table, TinyData(), scorer or BrightnessScorer(), config=config, context=stage
     )
 
 

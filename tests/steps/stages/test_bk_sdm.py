@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts_schema.config import CoremlExportConfig, LatencyProfileConfig, ProgramCheckConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import CoremlExportConfig, LatencyProfileConfig, ProgramCheckConfig
 from steps.inputs.context import StageContext
 from steps.models.stored import load_model, save_model
 from steps.stages import architecture_evolution, coreml_export, latency_profile, robust_training
@@ -55,7 +55,7 @@ def test_its_blocks_are_dropped_and_evolved(tmp_path: Path) -> None:
     record = robust_training.train_robust(base, stored(where), TinyData(), ROBUST, where, warm_start=None)
     table = latency_profile.count(base, LatencyProfileConfig(backend="macs"))
     evolved = architecture_evolution.evolve(
-        base, record.weights, table, TinyData(), BrightnessScorer(), CONFIG, where
+        base, record.weights, table, TinyData(), BrightnessScorer(), config=CONFIG, context=where
     )
     assert evolved.predicted_ratio <= CONFIG.latency_budget
     assert evolved.architecture.removed
@@ -70,7 +70,7 @@ def test_it_is_distilled(tmp_path: Path) -> None:
     unet = tiny_unet(**BK_SDM, **changes, out_channels=changes["in_channels"])
     teacher = stored(where, EvolvedUNet.from_unet(unet))
     record = distil_weights(
-        replace(whole, unet=unet), teacher, teacher, tiny_data(), SHARED, QUICK, where,
+        replace(whole, unet=unet), teacher, teacher, tiny_data(), shared=SHARED, config=QUICK, context=where,
         student_steps=8, cfg_aware=True,
     )  # fmt: skip
     assert isinstance(load_model(where.store, record.weights), EvolvedUNet)
@@ -83,6 +83,6 @@ def test_it_is_exported(tmp_path: Path) -> None:
     config = CoremlExportConfig(program_check=ProgramCheckConfig(captions=1, timesteps=(999,), pictures=1))
     weights = stored(where, EvolvedUNet.from_unet(unet))
     report = coreml_export.export_component(
-        "unet", base, weights, None, pictures(), config, where, prediction_type="epsilon"
+        "unet", base, pictures(), config, where, weights=weights, prediction_type="epsilon"
     )
     assert report.package

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from artifacts_schema.base import Measurement
 from artifacts_schema.bundle import Component, DrawingScores, Scheme
@@ -13,7 +14,8 @@ from artifacts_schema.compression import (
     CompressionRecord,
     compressed_reports,
 )
-from artifacts_schema.config import CoremlCompressionConfig
+from artifacts_schema.stage_configs import CoremlCompressionConfig
+from steps.export.bundle_pictures import score
 from steps.export.picture_gate import missed
 from steps.stages.coreml_compression import candidates
 from steps.store.local import LocalStore
@@ -76,8 +78,16 @@ def test_gates(worst: float, drop: float, reason: str) -> None:
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
-def test_not_a_number_misses_its_gate() -> None:
-    assert missed(scores(float("nan")), CONFIG) and missed(scores(40.0, float("nan")), CONFIG)
+def test_a_picture_that_is_not_a_number_misses_its_gate() -> None:
+    """It is as far off as can be, and no record is refused for it."""
+
+    class Alike:
+        def scores(self, images: Any, captions: Any) -> Any:
+            return torch.ones(len(images))
+
+    clip: Any = Alike()
+    found = score(torch.full((2, 3, 4, 4), float("nan")), torch.zeros(2, 3, 4, 4), ["a", "b"], clip)
+    assert found.worst_psnr_db == 0.0 and missed(found, CONFIG)
 
 
 def test_reports_get_the_chosen_packages(tmp_path: Path) -> None:

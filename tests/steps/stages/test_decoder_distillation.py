@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import DecoderDistillationConfig, TrainingConfig
+from artifacts_schema.stage_configs import DecoderDistillationConfig, TrainingConfig
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs import latent_pool
 from steps.inputs.latent_pool import PoolSettings, build_pool

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts_schema.config import (
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.stage_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
     EvaluationConfig,
     RobustTrainingConfig,
-    SnapFusionConfig,
     StepDistillationConfig,
     TrainingConfig,
     VelocityFinetuningConfig,
@@ -90,9 +90,9 @@ def distillation(steps: int, *, cfg_aware: bool) -> Stage:
             save_model(context.store, base.unet, schema=SCHEMA),
             save_model(context.store, EvolvedUNet.from_unet(base.unet), schema="snapfusion.EvolvedUNet"),
             tiny_data(),
-            StepDistillationConfig(cfg_probability=0.5, validation_captions=4),
-            DistillationStageConfig(training=TRAINING),
-            context,
+            shared=StepDistillationConfig(cfg_probability=0.5, validation_captions=4),
+            config=DistillationStageConfig(training=TRAINING),
+            context=context,
             student_steps=steps,
             cfg_aware=cfg_aware,
         )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from coremltools.converters.mil.mil import types
 
-from artifacts_schema.config import CoremlExportConfig, LatencyProfileConfig
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
+from artifacts_schema.stage_configs import CoremlExportConfig, LatencyProfileConfig
 from steps.export.interpreter import Program
 from steps.files.errors import ExportError, LatencyTableError
 from steps.latency import measure_on_mac as script

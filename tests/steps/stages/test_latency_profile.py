@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts_schema.config import LatencyProfileConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.files.errors import LatencyTableError
 from steps.stages import latency_profile
 from steps.unet.blocks import full_spec, input_shapes, list_blocks, normalise

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from artifacts_schema.config import RobustTrainingConfig, TrainingConfig
+from artifacts_schema.stage_configs import RobustTrainingConfig, TrainingConfig
 from artifacts_schema.training import TrainingRecord
 from steps.files.errors import BaseModelError
 from steps.models.stored import load_model, save_model

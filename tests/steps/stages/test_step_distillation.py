@@ -7,13 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts_schema.config import (
-    DistillationStageConfig,
-    StepDistillationConfig,
-    TrainingConfig,
-    parse_config,
-)
+from artifacts_schema.config import parse_config
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
 from steps.stages import step_distillation
@@ -37,9 +33,9 @@ def distil(
         changes.get("teacher", teacher),
         changes.get("student", teacher),
         tiny_data(),
-        changes.get("shared", SHARED),
-        changes.get("config", QUICK),
-        context,
+        shared=changes.get("shared", SHARED),
+        config=changes.get("config", QUICK),
+        context=context,
         student_steps=steps,
         cfg_aware=cfg_aware,
     )
@@ -118,7 +114,7 @@ def test_student_16_may_learn_from_the_full_unet(
     monkeypatch.setattr(step_distillation, "distil_weights", lambda *arguments, **_: given.extend(arguments))
     inputs: Any = SimpleNamespace(base=None, data=None, earlier=lambda name: name)
     config = parse_config({"student_16": {"teacher": teacher}})
-    step_distillation.distil_weights(inputs, config, stage_context(tmp_path, stage))
+    step_distillation.run(inputs, config, stage_context(tmp_path, stage))
     assert given[1:3] == [expected, "student"]
     assert STAGES[stage].after.get("full") == (
         "velocity_finetuning.weights" if stage == "student_16" else None

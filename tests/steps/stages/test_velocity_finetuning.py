@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from artifacts_schema.config import TrainingConfig, VelocityFinetuningConfig
+from artifacts_schema.stage_configs import TrainingConfig, VelocityFinetuningConfig
 from steps.files.errors import BaseModelError
 from steps.models.base_folder import folder_identity
 from steps.models.stored import load_model

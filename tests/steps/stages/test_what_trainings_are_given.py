@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from artifacts_schema.config import (
+from artifacts_schema.stage_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
     RobustTrainingConfig,
@@ -87,9 +87,9 @@ def distillation(
             save_model(context.store, base.unet, schema=SCHEMA),
             save_model(context.store, EvolvedUNet.from_unet(base.unet), schema="snapfusion.EvolvedUNet"),
             data,
-            shared,
-            DistillationStageConfig(training=training),
-            context,
+            shared=shared,
+            config=DistillationStageConfig(training=training),
+            context=context,
             student_steps=steps,
             cfg_aware=cfg_aware,
         )

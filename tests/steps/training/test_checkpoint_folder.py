@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.errors import CheckpointError, StoreError
 from steps.store.base import Mirror
 from steps.store.s3 import S3Store

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.errors import CheckpointError, Interrupted, NonFiniteLossError
 from steps.files.progress import NullProgress
 from steps.training.batch import Batch
 from steps.training.checkpoint import Checkpoint, checkpoint_folders
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ema_decay
-from steps.training.loop import Part, TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import Part, TrainingOutcome
 from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.errors import Interrupted, NonFiniteLossError
 from steps.training.batch import Batch
 from steps.training.checkpoint_folder import CheckpointFolder
-from steps.training.loop import TrainingOutcome, train
+from steps.training.loop import train
+from steps.training.outcome import TrainingOutcome
 from steps.training.selection import HeldOut, held_out_loss
 from tests.steps.training.test_loop import assert_equal, model, regression
 

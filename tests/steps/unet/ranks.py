@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from artifacts_schema.config import TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.diffusion.losses import Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.training.batch import Batch
