@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from artifacts_schema.base import Frozen, Interval, Measurement, Record
 from artifacts_schema.evaluation import VariantComparison
-from artifacts_schema.references import ObjectRef
+from artifacts_schema.references import FolderRef, ObjectRef
 
 
 class CodeVersion(Frozen):
@@ -51,11 +51,13 @@ class RunReport(Record):
     `quality` are the published numbers of the student against the base, with intervals.
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
     data, code and configuration (`python -m flows.commands.trace`). `code` is None where it is not known.
+    `outputs` are the files below `bundle/` and `pictures/` that a person opens, `folder` is where the run put them;
+    `python -m flows.commands.outputs` fetches them anywhere. None in reports of programs that stored no bundle.
     """
 
     schema_name: ClassVar[str] = "snapfusion.report"
     schema_version: ClassVar[int] = 1
-    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "code", "stages", "folder"})
+    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "code", "stages", "folder", "outputs"})
 
     name: str
     smoke: bool
@@ -68,5 +70,6 @@ class RunReport(Record):
     comparisons: tuple[VariantComparison, ...] = ()
     stages: tuple[StageSummary, ...] = ()
     grids: dict[str, ObjectRef] = {}
+    outputs: FolderRef | None = None
     bundle: str = ""
     folder: str = ""

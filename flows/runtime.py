@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from metaflow import current
-from metaflow.cards import Markdown, ProgressBar
+from metaflow.cards import ProgressBar
 
 from artifacts_schema.base import Provenance, Record, content_hash, meaning
 from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
+from flows.cards import render
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
 from steps.cache.keys import CacheResult, StageKey
 from steps.cache.notes import StageUse, first_run, stage_of_run, stage_uses
@@ -30,6 +31,7 @@ from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
 from steps.files.disk import file_sha256
 from steps.files.errors import LatencyTableError
 from steps.files.processor import processor_name
+from steps.report.content import Text
 from steps.stages.table import Stage, earlier_of, meaning_of
 from steps.stages.versions import source_hash, stage_version
 from steps.store import Store, open_store
@@ -166,12 +168,9 @@ def run_stage(
 def _say(name: str, result: CacheResult) -> None:
     """Hit or miss, in the terminal and on the task's card."""
     print(f"{name}: cache {result.reason} ({result.key[:12]})")
-    current.card["progress"].append(
-        Markdown(
-            f"**{name}** · cache {result.reason} · key `{result.key[:12]}` · "
-            f"{result.record.provenance.wall_time_s:.1f} s when it ran"
-        )
-    )
+    seconds = result.record.provenance.wall_time_s
+    words = f"{name} · cache {result.reason} · key {result.key[:12]} · {seconds:.1f} s when it ran"
+    render(current.card["progress"], [Text(words)])
 
 
 def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:

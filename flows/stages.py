@@ -10,6 +10,7 @@ import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from artifacts_schema.base import Record
@@ -17,6 +18,7 @@ from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScor
 from artifacts_schema.compression import CompressionRecord, compressed_reports
 from artifacts_schema.config import SnapFusionConfig, StoreConfig
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
@@ -34,10 +36,11 @@ from flows.runtime import (
     unpack,
 )
 from steps.cache.leases import in_use
+from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
-from steps.stages.table import STAGES, values_of
-from steps.store import Store, get_bytes, local_folder
+from steps.stages.table import STAGES
+from steps.store import Store, get_bytes, local_folder, put_folder
 
 
 class Records(Mapping[str, Any]):
@@ -138,11 +141,11 @@ def latency_profile(flow: Any) -> None:
 
 
 def bundle(flow: Any) -> None:
-    """Assemble the bundle from the packages that ship; it is put in place once it has drawn its pictures."""
+    """Assemble the bundle from the packages that ship, and store it once it has drawn its pictures."""
     config, records = read_config(flow), Records(flow)
     reports = shipped(records, config)
-    manifest, drawing = assemble_bundle(config, records, reports)
-    flow.bundle_record = pack(manifest)
+    manifest, drawing, files = assemble_bundle(config, records, reports)
+    flow.bundle_record, flow.bundle_files = pack(manifest), files.model_dump(mode="json")
     flow.bundle_drawing_record = pack(drawing) if drawing else None
 
 
@@ -154,8 +157,8 @@ def shipped(records: Mapping[str, Any], config: SnapFusionConfig) -> list[Compon
 
 def assemble_bundle(
     config: SnapFusionConfig, records: Mapping[str, Any], reports: Sequence[ComponentReport]
-) -> tuple[BundleManifest, Any]:
-    """The bundle's manifest, and the record of what it has drawn (None for one that cannot draw)."""
+) -> tuple[BundleManifest, Any, FolderRef]:
+    """The bundle's manifest, the record of what it has drawn (None for one that cannot draw), and its stored files."""
     # First of all: it also quiets coremltools, which warns while it is imported.
     context = plain_context("bundle", config, inputs_hash([report.identity() for report in reports]))
 
@@ -175,17 +178,21 @@ def assemble_bundle(
         "torch decoder": records["decoder_distillation"].weights,
     }
     made_of = {name: records[name] for name in ("start", "student_8", "decoder_distillation")}
-    with in_use(context.store, f"bundle of run {output_folder(config).name}"):
+    run_id = output_folder(config).name
+    with in_use(context.store, f"bundle of run {run_id}"), TemporaryDirectory(dir=context.work) as scratch:
+        folder = Path(scratch) / "bundle"
         manifest = assemble(
             reports,
             StageInputs(records["start"], context, earlier=refs),
             config,
-            bundle_folder(config, records["start"], reports),
+            folder,
             made_of=made_of | {"data": records["start"].data},
             schemes=compression.chosen,
             draw=draw,
         )
-    return manifest, drawn[0] if drawn else None
+        files = put_folder(context.store, folder)
+        bundle_of_run(context.store, run_id, files)
+    return manifest, drawn[0] if drawn else None, files
 
 
 def bundle_drawing(
@@ -219,15 +226,8 @@ def bundle_drawing(
     )
 
 
-def bundle_folder(config: SnapFusionConfig, plan: RunPlan, reports: Sequence[ComponentReport]) -> Path:
-    """A bundle's folder carries the hash of what is in it: two runs with the same result share it."""
-    drawing = values_of(config, STAGES["bundle_drawing"].settings)
-    contents = [[report.identity() for report in reports], plan.base_identity, drawing]
-    return WORK_ROOT / ".snapfusion" / "bundles" / inputs_hash(contents)[:16]
-
-
 def report(flow: Any, card: Any) -> None:
-    """Compare the variants, write report.json and pictures, and fill the card."""
+    """Compare the variants, store and write what a person opens, and fill the card."""
     from flows.cards import render
     from steps.stages.report import page_records
     from steps.stages.report import run as write_report
@@ -244,7 +244,7 @@ def report(flow: Any, card: Any) -> None:
             page_records(config, records, manifest, store, previous_reports(config, store)),
             records,
             store,
-            bundle=bundle_folder(config, records["start"], components),
+            bundle=FolderRef.model_validate(flow.bundle_files),
             output=output_folder(config),
             uses=run_uses(store),
             code=code,
@@ -288,6 +288,7 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
+    print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(
         f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'

@@ -2,7 +2,8 @@
 
 `runs/<run id>/<stage>-<key>` names a stage's entry in the cache, and once the stage is done the objects of its record
 and whether it came from the cache;
-`runs/<run id>/report` names the records of the run's report. docs/adr/0014-garbage.md
+`runs/<run id>/bundle` names the files of the bundle, `runs/<run id>/report` the records of the run's report.
+docs/adr/0014-garbage.md
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts_schema.base import Record
+from artifacts_schema.references import FolderRef
 from steps.cache.keys import CacheResult, RecordType, StageKey, cached_stage, object_refs
 from steps.cache.leases import in_use
 from steps.files.errors import StoreError
@@ -104,6 +106,11 @@ def report_of_run(store: Store, run_id: str, report: Record, records: Iterable[R
     for identity, text in texts.items():
         store.put_document(f"records/{identity}", text)
     store.put_document(f"reports/{run_id}", report.to_json())
+
+
+def bundle_of_run(store: Store, run_id: str, bundle: FolderRef) -> None:
+    """Note a run's bundle, whose objects no record names before the run's report does."""
+    store.put_document(f"runs/{run_id}/bundle", bundle.model_dump_json())
 
 
 def _note(run_id: str, entry: str) -> str:

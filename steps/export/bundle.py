@@ -20,12 +20,11 @@ from artifacts_schema.bundle import (
     Prediction,
     Scheme,
 )
-from artifacts_schema.references import FolderRef
 from steps.diffusion.schedule import schedule_keys
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR
 from steps.files.disk import check_disk, file_sha256
 from steps.files.errors import ExportError
-from steps.store.base import Store
+from steps.store.base import Store, get_folder
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def _write_contents(
     """Everything but the manifest."""
     for report in reports.values():
         # A chunked component's files lie in one folder a chunk already.
-        _copy_package(store, report.package, folder if report.chunks else folder / report.package_name)
+        get_folder(store, report.package, folder if report.chunks else folder / report.package_name)
     _write_tokenizer(base_folder / "tokenizer", folder)
     _check_tokenizer(folder, reports.get("text_encoder"))
     (folder / "LICENSE").write_text(_licence(attribution), encoding="utf-8")
@@ -174,16 +173,6 @@ def _entry(report: ComponentReport, scheme: Scheme) -> BundleComponent:
         parity=report.parity,
         parity_note=report.parity_note,
     )
-
-
-def _copy_package(store: Store, package: FolderRef, target: Path) -> None:
-    """Copied, not linked: the bundle is the user's to change, the store's objects are not."""
-    for relative, ref in package.files.items():
-        path = (target / relative).resolve()
-        if not path.is_relative_to(target.resolve()):
-            raise ExportError(f"file {relative!r} of package {target.name} leads out of it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(store.path_of(ref), path)
 
 
 def _write_tokenizer(source: Path, folder: Path) -> None:

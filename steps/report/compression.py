@@ -3,7 +3,7 @@
 from artifacts_schema.bundle import DrawingScores
 from artifacts_schema.compression import Combination, CompressionRecord
 from steps.report import charts
-from steps.report.content import Block, Chart, Table, Text
+from steps.report.content import Block, Chart, Heading, Table, Text
 
 _MIB = 1 << 20
 _HEADERS = ("component", "scheme", "size", "picture, worst", "picture, median", "CLIP drop", "verdict")
@@ -22,8 +22,9 @@ def compression(record: CompressionRecord | None) -> list[Block]:
         rows.append(("all", _schemes(combination), *_numbers(combination.bytes, combination.scores), verdict))
     gates = record.config
     return [
+        Heading("Compressed weights", sub=True),
         Text(
-            "### Compressed weights\n\nEvery scheme on one component alone, the others as exported; then combinations, "
+            "Every scheme on one component alone, the others as exported; then combinations, "
             f"smallest first. Pictures are the whole bundle's against torch's, {len(record.captions)} captions. "
             f"Gates: worst picture at {gates['min_image_psnr_db']:g} dB or more, CLIP drop {gates['max_clip_drop']:g} "
             "or less."

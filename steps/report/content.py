@@ -1,18 +1,30 @@
-"""What a report page is made of; `flows/cards.py` shows it as a Metaflow card."""
+"""What a report page is made of: text, numbers and pictures, no markup. `flows/cards.py` shows it as a Metaflow card.
+
+Names, captions and messages come from users and their data. No field of a block is Markdown or HTML: whoever shows a
+block shows text as text, so that nobody who writes one has to escape anything.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Text:
-    """Markdown."""
+class Heading:
+    """A heading; `sub` for one within the part that the last other one began."""
 
-    markdown: str
+    text: str
+    sub: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text."""
+    """Rows of cells under headers."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -20,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A Vega-Lite specification, with a sentence that says what it shows."""
+    """A Vega-Lite specification, with a sentence that says what it shows. Foreign text is in its data only."""
 
     spec: dict[str, object]
     caption: str
@@ -34,4 +46,4 @@ class PictureRows:
     caption: str
 
 
-Block = Text | Table | Chart | PictureRows
+Block = Heading | Text | Table | Chart | PictureRows

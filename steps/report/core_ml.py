@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from artifacts_schema.bundle import BundleDrawing, ComponentReport
 from artifacts_schema.compression import CompressionRecord
 from steps.report.compression import compression
-from steps.report.content import Block, PictureRows, Table, Text
+from steps.report.content import Block, Heading, PictureRows, Table, Text
 from steps.store.base import Store
 
 _MIB = 1 << 20
@@ -32,8 +32,9 @@ def core_ml(
     )
     headers = ("component", "parameters", "size", "conversion", "check", "peak memory", "parity")
     return [
+        Heading("Core ML"),
         Text(
-            "## Core ML\n\nConverted, read back and run by an interpreter on this machine; nothing here has run on "
+            "Converted, read back and run by an interpreter on this machine; nothing here has run on "
             "Apple hardware."
         ),
         Table(headers, exported),
@@ -77,8 +78,9 @@ def _drawing(drawing: BundleDrawing | None, store: Store) -> list[Block]:
     )
     both = store.path_of(drawing.grid).read_bytes()
     return [
+        Heading("The whole bundle", sub=True),
         Text(
-            f"### The whole bundle\n\n{drawing.steps} steps at guidance scale {drawing.guidance_scale:g}, from its own "
+            f"{drawing.steps} steps at guidance scale {drawing.guidance_scale:g}, from its own "
             "tokenizer files to the picture, float16 results rounded."
         ),
         Table(("what", "found"), rows),

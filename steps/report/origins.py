@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from artifacts_schema.base import Record
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
-from steps.report.content import Block, Table, Text
+from steps.report.content import Block, Heading, Table, Text
 
 _MIB = 1 << 20
 _SHORT = 12  # digits of a hash that tell it apart
@@ -18,7 +18,7 @@ def origins(report: RunReport, stages: Mapping[str, Record]) -> list[Block]:
     if isinstance(plan, RunPlan):
         found += [("base", plan.base_identity), ("data", data_words(plan))]
     return [
-        Text("## Where it comes from"),
+        Heading("Where it comes from"),
         Table(("what", "which"), tuple(found)),
         *_stages(report.stages, stages),
     ]
@@ -76,8 +76,7 @@ def _stages(rows: Sequence[StageSummary], stages: Mapping[str, Record]) -> list[
         "stage", "cache", "time", "peak memory", "on", "made by run", "stage version", "key", "made with code",
     )  # fmt: skip
     return [
-        Text(
-            f"## Time and memory\n\n{spent:.0f} s in stages; {saved:.0f} s more when those were made that the cache had."
-        ),
+        Heading("Time and memory"),
+        Text(f"{spent:.0f} s in stages; {saved:.0f} s more when those were made that the cache had."),
         Table(headers, cells),
     ]

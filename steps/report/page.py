@@ -19,7 +19,7 @@ from artifacts_schema.training import TrainingRecord
 from steps.evaluation.pictures import grid, png
 from steps.latency.table import predict
 from steps.report import charts
-from steps.report.content import Block, Chart, PictureRows, Table, Text
+from steps.report.content import Block, Chart, Heading, PictureRows, Table, Text
 from steps.report.core_ml import core_ml
 from steps.report.origins import origins
 from steps.report.quality import quality
@@ -88,9 +88,9 @@ def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
         ),
         ("steps", str(_steps(records, "base_50")), str(small.steps if small else "")),
     ]
-    banner = "".join(f"> **{label}**\n\n" for label in labels)
     return [
-        Text(f"# SnapFusion run: {records.name}\n\n{banner}"),
+        Heading(f"SnapFusion run: {records.name}"),
+        *(Text(label) for label in labels),
         Table(("what", "base", "what ships"), tuple(rows)),
     ]
 
@@ -105,7 +105,8 @@ def _pictures(records: RunRecords, store: Store) -> list[Block]:
     ]
     captions = " · ".join(first.captions[:_COLUMNS])
     return [
-        Text("## Pictures\n\nSame captions and same noise in every row."),
+        Heading("Pictures"),
+        Text("Same captions and same noise in every row."),
         PictureRows(tuple(rows), f"From left to right: {captions}"),
     ]
 
@@ -132,8 +133,9 @@ def _latency(records: RunRecords) -> list[Block]:
         if name in whole
     )
     return [
+        Heading("Latency"),
         Text(
-            f"## Latency\n\nBackend {table.backend} on {table.device}, {table.threads} threads, {table.dtype}, batch "
+            f"Backend {table.backend} on {table.device}, {table.threads} threads, {table.dtype}, batch "
             f"{table.batch}. The parts add up to {table.explained:.1%} of the whole guided step."
         ),
         Table(("model", "median", "10th to 90th percentile", "n"), rows),
@@ -167,8 +169,9 @@ def _architecture(records: RunRecords) -> list[Block]:
         for action in item.actions
     )
     blocks: list[Block] = [
+        Heading("Architecture"),
         Text(
-            f"## Architecture\n\nBudget {evolution.latency_budget:.0%} of the base's guided step "
+            f"Budget {evolution.latency_budget:.0%} of the base's guided step "
             f"({evolution.latency_unit}); reached "
             f"{evolution.predicted_ratio:.1%}."
         ),
@@ -203,7 +206,7 @@ def _previous(records: RunRecords) -> list[Block]:
         (str(item["name"]), *(f"{item['headline'][n]:.4g}" if n in item["headline"] else "-" for n in names))
         for item in records.previous
     )
-    return [Text("## Other runs"), Table(("run", *names), rows)]
+    return [Heading("Other runs"), Table(("run", *names), rows)]
 
 
 def _millions(value: float | None) -> str:

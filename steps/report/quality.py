@@ -6,7 +6,7 @@ from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
 from steps.evaluation.compare import UNDECIDED
 from steps.report import charts
-from steps.report.content import Block, Chart, Table, Text
+from steps.report.content import Block, Chart, Heading, Table, Text
 
 
 def quality(
@@ -19,8 +19,9 @@ def quality(
         return []
     first = evaluations[0]
     return [
+        Heading("Quality"),
         Text(
-            f"## Quality\n\n{first.pictures} pictures per variant for captions of the {first.protocol['split']} split, each "
+            f"{first.pictures} pictures per variant for captions of the {first.protocol['split']} split, each "
             "variant at the guidance scale that was chosen for it on the validation split; distances over "
             f"{first.protocol['features']} features. Brackets are 95 % intervals over groups of pictures that differ in "
             f"skin tone or seed alone. Where that of a paired difference includes zero the verdict is “{UNDECIDED}”. "
@@ -78,7 +79,7 @@ def _guidance(evaluations: Sequence[EvaluationRecord], guidance: Sequence[Guidan
     if not curves:
         return []
     caption = "Kernel distance over CLIP score on the validation split, one point per guidance scale."
-    return [Text("### Guidance"), Chart(charts.distance_over_clip(curves), caption)]
+    return [Heading("Guidance", sub=True), Chart(charts.distance_over_clip(curves), caption)]
 
 
 def _interval(value: Interval, *, percent: bool = False, signed: bool = False) -> str:

@@ -16,7 +16,8 @@ def find_report(store: Store, run_id: str | None) -> RunReport:
         raise SnapFusionError(
             f"no finished run in the store {store.root}; run the flow first, or name its --store"
         )
-    newest = max(keys, key=lambda key: int(key.rsplit("/", 1)[1]) if key.rsplit("/", 1)[1].isdigit() else 0)
+    # By time and not by id: those of a service and those made without one count differently, and some are no numbers.
+    newest = min(store.documents("reports/"), key=lambda entry: entry.age_s).name
     key = newest if run_id is None else f"reports/{run_id}"
     text = store.get_document(key)
     if text is None:

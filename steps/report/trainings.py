@@ -6,7 +6,7 @@ from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Record
 from artifacts_schema.training import TrainingRecord
 from steps.report import charts
-from steps.report.content import Block, Chart, Table, Text
+from steps.report.content import Block, Chart, Heading, Table
 
 # What trainings measure of themselves, for people.
 _IN_WORDS = {
@@ -38,7 +38,7 @@ def trainings(records: Mapping[str, TrainingRecord], evolution: EvolutionRecord)
         for name, record in records.items()
     )
     headers = ("training", "iterations", "batch", "throughput", "time", "warm start", "measured")
-    blocks: list[Block] = [Text("## Training"), Table(headers, rows)]
+    blocks: list[Block] = [Heading("Training"), Table(headers, rows)]
     if any(curves.values()):
         blocks.append(
             Chart(charts.training_curves({k: v for k, v in curves.items() if v}), "Optimised loss.")

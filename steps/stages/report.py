@@ -1,7 +1,7 @@
 """`report`: comparisons, labels, headline numbers, and the files a person opens."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from artifacts_schema.base import Interval, Provenance, Record
 from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.references import FolderRef, ObjectRef
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
 from artifacts_schema.training import TrainingRecord
 from steps.cache.notes import StageUse, report_of_run
@@ -20,6 +21,7 @@ from steps.evaluation.compare import compare
 from steps.evaluation.pictures import grid, png
 from steps.latency.table import predict
 from steps.report.content import Block
+from steps.report.outputs import fetch_outputs
 from steps.report.page import RunRecords, build_page
 from steps.store import Store
 
@@ -103,18 +105,20 @@ def run(
     everything: Mapping[str, Record],
     store: Store,
     *,
-    bundle: Path,
+    bundle: FolderRef,
     output: Path,
     uses: Mapping[str, StageUse],
     code: CodeVersion,
     provenance: Provenance,
 ) -> tuple[RunReport, list[Block]]:
-    """Write report.json and pictures into `output`; returns the record and the page.
+    """Store the report and what a person opens, put that into `output` as well; returns the record and the page.
 
     `everything` maps a stage (or stage and variant) to its record; their identities, and that of the bundle's manifest,
-    become the report's inputs. `uses` says of the same names what the cache did, `code` and `provenance` are the report's own.
+    become the report's inputs. `bundle` is the stored bundle. `uses` says of the same names what the cache did, `code` and
+    `provenance` are the report's own.
     """
-    pictures = _grids(records, store, shown=config.evaluation.grid_pictures)
+    shown = config.evaluation.grid_pictures
+    grids = _grids(records, store, shown=shown)
     named: dict[str, Record] = {**everything, "bundle": records.manifest}
     report = RunReport(
         stage="report",
@@ -132,12 +136,16 @@ def run(
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
-        grids={name: store.put_bytes(data) for name, (_, data) in pictures.items()},
-        bundle=str(bundle),
+        grids={name: store.put_bytes(data) for name, (_, data) in grids.items()},
+        outputs=FolderRef(
+            files={f"bundle/{name}": ref for name, ref in bundle.files.items()}
+            | {f"pictures/{name}": ref for name, ref in _pictures(records, store, grids, shown=shown)}
+        ),
+        bundle=str(output / "bundle"),
         folder=str(output),
     )
     page = build_page(records, everything, store, report)
-    _write(report, records, store, pictures, bundle=bundle, output=output)
+    fetch_outputs(store, report, output)
     report_of_run(store, output.name, report, named.values())
     return report, page
 
@@ -210,27 +218,17 @@ def _grid(images: Tensor) -> bytes:
     return png(grid(images, columns=min(8, len(images))))
 
 
-def _write(
-    report: RunReport, records: RunRecords, store: Store, grids: _Grids, *, bundle: Path, output: Path
-) -> None:
-    pictures = output / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+def _pictures(
+    records: RunRecords, store: Store, grids: _Grids, *, shown: int
+) -> Iterator[tuple[str, ObjectRef]]:
+    """Names and contents of the files below `pictures/`."""
     for variant, (scale, data) in grids.items():
-        (pictures / f"{variant}_guidance_{scale:g}.png").write_bytes(data)
+        yield f"{variant}_guidance_{scale:g}.png", store.put_bytes(data)
     if records.drawing:
-        path = pictures / "torch_above_bundle_below.png"
-        path.write_bytes(store.path_of(records.drawing.grid).read_bytes())
-    shown = int(report.config["evaluation"]["grid_pictures"])
+        yield "torch_above_bundle_below.png", records.drawing.grid
     captions = list(records.evaluations[0].captions[:shown]) if records.evaluations else []
-    (pictures / "captions.json").write_text(
-        json.dumps(captions, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-    )
-    link = output / "bundle"
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(bundle, target_is_directory=True)
+    text = json.dumps(captions, ensure_ascii=False, indent=2) + "\n"
+    yield "captions.json", store.put_bytes(text.encode())
 
 
 def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The interface of a store: content-addressed objects, and small JSON documents under keys."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,22 @@ def put_folder(store: Store, folder: Path) -> FolderRef:
     """Store every file of a folder, links to files as what they lead to. Raises StoreError, see `folder_files`."""
     files = {path.relative_to(folder).as_posix(): store.put_file(path) for path in folder_files(folder)}
     return FolderRef(files=files)
+
+
+def get_folder(store: Store, ref: FolderRef, folder: Path) -> None:
+    """Write a stored folder's files into `folder`, over those of the same names; every hash is verified.
+
+    Copied, not linked: they are the user's to change, the store's objects are not. A file appears under its name only
+    when it is complete. Raises DamagedError for a name that leads out of `folder`, StoreError for an object that is gone.
+    """
+    for name, file in ref.files.items():
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise DamagedError(f"the stored file {name!r} leads out of {folder}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        shutil.copyfile(store.path_of(file), partial)
+        partial.replace(path)
 
 
 def get_bytes(store: Store, ref: ObjectRef) -> bytes:

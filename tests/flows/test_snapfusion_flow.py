@@ -94,6 +94,20 @@ def test_the_printed_command_draws_a_picture(finished: Launches, tmp_path: Path,
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_printed_command_fetches_bundle_report_and_pictures(
+    finished: Launches, tmp_path: Path, s3_server: Server
+) -> None:
+    """On a machine that has nothing but the address of the bucket."""
+    said = printed_command(
+        "outputs", finished.resumed.stdout, tmp_path / "elsewhere", tmp_path, **s3_server.environment()
+    )
+    folder, there = Path(report(finished.home)["folder"]), Path(said.strip())
+    assert there.is_relative_to(tmp_path)
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(there) for path in there.rglob("*") if path.is_file()}
+    assert all((folder / name).read_bytes() == (there / name).read_bytes() for name in names)
+
+
 def test_no_key_is_left_anywhere(finished: Launches, s3_server: Server) -> None:
     """Neither in what was printed, nor on disk, nor in the bucket with its records, cards and artifacts."""
     home, broken, resumed = finished.home, finished.broken, finished.resumed

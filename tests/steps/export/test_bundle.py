@@ -13,7 +13,7 @@ from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScor
 from steps.export import bundle as bundle_module
 from steps.export.bundle import assemble_bundle
 from steps.export.contract import unet_contract
-from steps.files.errors import DiskFullError, ExportError, StoreError
+from steps.files.errors import DamagedError, DiskFullError, ExportError, StoreError
 from steps.store.local import LocalStore
 from tests.steps.export.factories import SCHEDULE, fake_report, tokenizer_folder
 
@@ -290,6 +290,6 @@ def test_package_cannot_leave_the_bundle(
 ) -> None:
     ref = next(iter(reports[0].package.files.values()))
     bad = reports[0].package.model_copy(update={"files": {"../../x": ref}})
-    with pytest.raises(ExportError, match="leads out"):
+    with pytest.raises(DamagedError, match="leads out"):
         _assemble([reports[0].model_copy(update={"package": bad})], store, tmp_path)
     assert _left(tmp_path) == []

@@ -26,11 +26,11 @@ def test_every_place_is_a_row_and_the_pictures_are_shown(tmp_path: Path) -> None
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
     (pictures,) = (block for block in blocks if isinstance(block, PictureRows))
     assert pictures.rows[0][1] == b"png" and drawing.captions[0] in pictures.caption
-    texts = [block.markdown for block in blocks if isinstance(block, Text)]
+    texts = [block.text for block in blocks if isinstance(block, Text)]
     assert "nothing here has run on Apple hardware" in texts[0].replace("\n", " ")
 
 
 def test_components_without_parity_and_without_pictures(tmp_path: Path) -> None:
     component = stored("component_v1").model_copy(update={"parity": None, "parity_note": "not measured"})
     blocks = core_ml([component], None, LocalStore(tmp_path))
-    assert len(blocks) == 2 and "not measured" in str(blocks[1])
+    assert len(blocks) == 3 and "not measured" in str(blocks[2])

@@ -1,5 +1,6 @@
 """Reports of finished runs are found again, and the records that they name."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,24 @@ RECORDS = Path(__file__).parents[2] / "fixtures" / "records"
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    """With two reports; run 10 is newer than run 9."""
+    """With three reports, of runs with a service and without one; 9 is the newest."""
     store = LocalStore(tmp_path)
     report: Any = read_record((RECORDS / "report_v1.json").read_text())
-    for run in ("9", "10"):
+    for time, run in enumerate(("1720000000000000", "argo-x", "9")):
         store.put_document(f"reports/{run}", report.model_copy(update={"name": f"run {run}"}).to_json())
+        os.utime(store.folder / "documents" / "reports" / f"{run}.json", (1e9 + time, 1e9 + time))
     return store
 
 
 def test_the_newest_is_the_default(store: LocalStore) -> None:
-    assert find_report(store, None).name == "run 10"
-    assert find_report(store, "9").name == "run 9"
+    assert find_report(store, None).name == "run 9"
+    assert find_report(store, "argo-x").name == "run argo-x"
 
 
 def test_a_run_without_a_report_is_refused_with_those_that_have_one(
     store: LocalStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(SnapFusionError, match="run 11 has no report .* known: 10, 9"):
+    with pytest.raises(SnapFusionError, match="run 11 has no report .* known: 1720000000000000, 9, argo-x"):
         find_report(store, "11")
     with pytest.raises(SnapFusionError, match="no finished run in the store"):
         find_report(LocalStore(tmp_path / "empty"), None)

@@ -8,6 +8,7 @@ import pytest
 from artifacts_schema.base import Provenance, Record
 from artifacts_schema.config import parse_config
 from artifacts_schema.readers import read_record
+from artifacts_schema.references import FolderRef
 from artifacts_schema.report import CodeVersion, RunReport
 from steps.cache.notes import StageUse
 from steps.report.page import RunRecords
@@ -43,7 +44,8 @@ def finished(tmp_path: Path) -> tuple[LocalStore, RunReport]:
     uses = {"start": StageUse("1" * 64, 8, True), "decoder_distillation": StageUse("2" * 64, 4, False)}
     report, page = run(
         parse_config({}), records, everything, store,
-        bundle=tmp_path / "bundle", output=tmp_path / "runs" / "7", uses=uses, code=CODE, provenance=MADE,
+        bundle=FolderRef(files={"manifest.json": store.put_bytes(b"{}")}),
+        output=tmp_path / "runs" / "7", uses=uses, code=CODE, provenance=MADE,
     )  # fmt: skip
     assert "commit ab" in str(page)
     return store, report
@@ -64,6 +66,14 @@ def test_code_and_provenance_are_written(finished: tuple[LocalStore, RunReport])
     written = RunReport.from_json((Path(report.folder) / "report.json").read_text())
     assert written == report == find_report(store, "7")
     assert (written.code, written.provenance) == (CODE, MADE)
+
+
+def test_what_a_person_opens_is_written_and_stored(finished: tuple[LocalStore, RunReport]) -> None:
+    store, report = finished
+    assert report.outputs and set(report.outputs.files) == {"bundle/manifest.json", "pictures/captions.json"}
+    for name, ref in report.outputs.files.items():
+        assert (Path(report.folder) / name).read_bytes() == store.path_of(ref).read_bytes()
+    assert report.bundle == str(Path(report.folder) / "bundle")
 
 
 def test_the_bundle_leads_back_to_the_run(finished: tuple[LocalStore, RunReport]) -> None:

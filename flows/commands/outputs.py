@@ -1,0 +1,45 @@
+"""Fetches what a run leaves for people from its store, on any machine: bundle, report.json and pictures.
+
+    python -m flows.commands.outputs                                    # of the newest run, to .snapfusion/runs/<run id>
+    python -m flows.commands.outputs 1720000000000000 --to results
+    python -m flows.commands.outputs 42 --store s3://bucket/project
+
+Every file is verified by its hash. Files of the same names are replaced, others stay.
+"""
+
+import sys
+from pathlib import Path
+
+from artifacts_schema.config import ReportConfig
+from flows.commands.prepared import as_called, exit_code
+from flows.commands.store_options import store_config, store_parser
+from flows.environment import WORK_ROOT
+from steps.cache.leases import in_use
+from steps.report.outputs import fetch_outputs
+from steps.report.stored import find_report
+from steps.store import open_store
+
+
+def main() -> int:
+    """Parse, fetch, say where everything is."""
+    parser = store_parser("flows.commands.outputs", __doc__)
+    parser.add_argument("run", nargs="?", help="run id; default: the newest run with a report")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="default: where runs on this machine put theirs"
+    )
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        store = open_store(store_config(arguments), WORK_ROOT)
+        with in_use(store, "outputs"):
+            report = find_report(store, arguments.run)
+            usual = WORK_ROOT / ReportConfig().output / Path(report.folder).name
+            folder = as_called(arguments.to) if arguments.to else usual
+            fetch_outputs(store, report, folder)
+        print(folder)
+
+    return exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
