@@ -57,16 +57,8 @@ def write_model_cards(output: Path, work: Path, base: BaseModel, data: PreparedD
     return {"cards": cards, "seed_ratios": ratios}
 
 
-def _base_card(
-    folder: Path,
-    summaries: Mapping[str, Any],
-    base: BaseModel,
-    data: PreparedData,
-    ratios: Mapping[str, float],
-) -> None:
-    vae, unet = summaries["autoencoder"], summaries["unet"]
-    captions = _write_samples(folder / "samples.png", base, data)
-    _write_reconstructions(folder / "reconstructions.png", base, data)
+def _write_curves(folder: Path, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+    """The curves of both trainings, as pictures and as tables."""
     _write_curve(folder / "curve_unet.png", unet["curve"], "loss", "UNet: eps mean squared error", skip=4)
     _write_curve(
         folder / "curve_validation.png",
@@ -80,6 +72,19 @@ def _base_card(
     # Not JSON: every JSON file of a base belongs to its identity.
     pd.DataFrame(unet["curve"]).to_csv(folder / "curve_unet.csv", index=False)
     pd.DataFrame(vae["curve"]).to_csv(folder / "curve_autoencoder.csv", index=False)
+
+
+def _base_card(
+    folder: Path,
+    summaries: Mapping[str, Any],
+    base: BaseModel,
+    data: PreparedData,
+    ratios: Mapping[str, float],
+) -> None:
+    vae, unet = summaries["autoencoder"], summaries["unet"]
+    captions = _write_samples(folder / "samples.png", base, data)
+    _write_reconstructions(folder / "reconstructions.png", base, data)
+    _write_curves(folder, vae, unet)
     training = unet["config"]["training"]
     (folder / "README.md").write_text(
         f"""# The embedded base: a Stable Diffusion in miniature
