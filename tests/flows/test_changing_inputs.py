@@ -98,7 +98,7 @@ def before(module: Any, name: str, action: Callable[[], None], monkeypatch: pyte
 
 def outcome(task: Any) -> str:
     """What the card says last of the cache."""
-    text: str = task.card["progress"][-1].render()["source"]
+    text: str = task.card["progress"][-1].render()["text"]
     return text.split("cache ")[1].split(":")[0]
 
 

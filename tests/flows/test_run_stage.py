@@ -52,8 +52,8 @@ def test_the_card_says_hit_or_miss_and_why(task: Any, tmp_path: Path) -> None:
     robust(config(tmp_path), nothing)
     robust(config(tmp_path), nothing)
     robust(config(tmp_path, robust_training={"training": {"learning_rate": 2e-4}}), nothing)
-    first, second, third = (item.render()["source"] for item in task.card["progress"])
-    assert "**robust_training** · cache miss: never run before · key `" in first
+    first, second, third = (item.render()["text"] for item in task.card["progress"])
+    assert "robust_training · cache miss: never run before · key " in first
     assert "cache hit: same stage version, config, inputs and seed" in second
     assert "cache miss: config.robust_training.training.learning_rate 0.0001 -> 0.0002 · " in third
 
@@ -163,7 +163,7 @@ def test_a_run_whose_start_is_cached_is_checked_all_the_same(task: Any, tmp_path
         return config(tmp_path, base=base, data={"limit": 32}, **sections)
 
     stages.start(smoke())
-    assert "cache miss" in task.card["progress"][-1].render()["source"]
+    assert "cache miss" in task.card["progress"][-1].render()["text"]
     refused: list[dict[str, Any]] = [
         {"compute": {"sigterm_grace_s": 1e-9}},
         {"coreml_export": {"program_check": {"timesteps": [1000]}}},

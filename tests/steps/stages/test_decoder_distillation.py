@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     generated: list[int] = []
     original = latent_pool._generate
 
-    def counting(*arguments: object) -> torch.Tensor:
-        result = original(*arguments)  # type: ignore[arg-type]
+    def counting(*arguments: Any, **named: Any) -> torch.Tensor:
+        result = original(*arguments, **named)
         generated.append(len(result))
         return result
 
