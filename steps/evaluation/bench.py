@@ -1,5 +1,6 @@
 """What every measurement on a split shares: captions, noise, evaluators, and the protocol that names them."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,13 +45,25 @@ class Bench:
                 f"{len({picture_group(c) for c in self.texts})} different pictures; an evaluation needs "
                 f"{_FEWEST_GROUPS} that differ in more than a skin tone"
             )
-        self.clip: ClipScorer = getattr(inputs, EVALUATOR_OF[split])
-        self.features: FeatureExtractor = load_features(features, inputs.inception, context.device)
-        self.candidates = self._candidates()
+
+    @cached_property
+    def clip(self) -> ClipScorer:
+        """The evaluator of this split."""
+        found: ClipScorer = getattr(self.inputs, EVALUATOR_OF[self.split])
+        return found
+
+    @cached_property
+    def features(self) -> FeatureExtractor:
+        """What distances are measured with."""
+        return load_features(self.feature_name, self.inputs.inception, self.context.device)
 
     def chosen(self, count: int) -> Tensor:
         """(count,) which captions are drawn: all of them in turn, in an order of their own."""
         return epoch_indices(samples=len(self.texts), start=0, count=count, seed=NOISE_SEED)
+
+    def drawn(self, count: int) -> list[str]:
+        """The captions of `count` pictures."""
+        return [self.texts[i] for i in self.chosen(count).tolist()]
 
     def draw(  # noqa: PLR0913 - what decides a picture
         self,
@@ -66,7 +79,7 @@ class Bench:
         """uint8 pictures (count, 3, H, W) at one guidance scale; picture i has the i-th of the `chosen` captions."""
         base, data, numbers = self.inputs.base, self.inputs.data, torch.arange(count)
         first = {caption: index for index, caption in reversed(list(enumerate(self.captions)))}
-        rows = torch.tensor([first[self.texts[i]] for i in self.chosen(count).tolist()])
+        rows = torch.tensor([first[caption] for caption in self.drawn(count)])
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(base.scheduler_config),
@@ -126,7 +139,8 @@ class Bench:
             "noise_seed": NOISE_SEED,
         }
 
-    def _candidates(self) -> tuple[list[str], Tensor]:
+    @cached_property
+    def candidates(self) -> tuple[list[str], Tensor]:
         """Captions a picture must be told from: the split's first hundred after shuffling."""
         size = len(self.texts)
         order = epoch_indices(samples=size, start=0, count=size, seed=spawn(NOISE_SEED, "retrieval"))

@@ -37,7 +37,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
     )
     seconds = (time.monotonic() - started) / config.pictures
     context.progress.update(config.pictures)
-    captions = [bench.texts[i] for i in bench.chosen(config.pictures).tolist()]
+    captions = bench.drawn(config.pictures)
     point = bench.measure(images, captions, guidance.guidance_scale, load_reference(context.store, real))
     context.progress.close()
     refs = (inputs.earlier("unet"), inputs.earlier("decoder"))

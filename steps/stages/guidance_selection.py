@@ -24,7 +24,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
     bench = Bench(inputs, "validation", config.features, context)
     scales, count = config.guidance_scales, config.validation_pictures
     points: list[GuidancePoint] = []
-    captions = [bench.texts[i] for i in bench.chosen(count).tolist()]
+    captions = bench.drawn(count)
     if len(scales) > 1:
         unet, decoder, prediction = models_of(inputs, context)
         context.progress.start(f"guidance of {variant.name}", count * len(scales))
