@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig, DataConfig
-from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.config import ComputeConfig
 from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig
 from benchmarks.published import ROOT
-from steps.data.prepared import PreparedData, prepare_data
+from benchmarks.setting import prepared
 from steps.evolution.actions import Budget
 from steps.evolution.probe import Probe
 from steps.files.progress import TerminalProgress
@@ -51,7 +50,7 @@ class Setup:
         self.device = select_device(compute)
         self.store = LocalStore(options.work / "store")
         self.base = load_base(options.base)
-        self.data = self._prepared_data()
+        self.data = prepared(self.base, self.store, self.options.data_limit)
         self.scorer = ClipScorer.load(options.clip)
         self.table = latency_profile.count(self.base, LatencyProfileConfig(backend="macs"))
         self.base.vae.to(self.device)
@@ -97,15 +96,3 @@ class Setup:
             text = json.dumps(compute())
             path.write_text(text, encoding="utf-8")
         return json.loads(path.read_text(encoding="utf-8"))
-
-    def _prepared_data(self) -> PreparedData:
-        limit = self.options.data_limit
-        name = f"prepared/{content_hash({'base': folder_identity(self.base.path), 'limit': limit})}"
-        text = self.store.get_document(name)
-        if text is None:
-            ref = prepare_data(
-                self.base, DataConfig(limit=limit), self.store, progress=TerminalProgress(), project_root=ROOT
-            )
-            text = ref.to_json()
-            self.store.put_document(name, text)
-        return PreparedData.load(self.store, PreparedDataRef.from_json(text))

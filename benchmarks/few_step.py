@@ -19,13 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig, DataConfig
-from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.config import ComputeConfig
 from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
 from benchmarks.few_step_metrics import REFERENCE, Measured, metrics, picture_grid
 from benchmarks.published import ROOT, publish, result
-from benchmarks.setting import TestCaptions, begin, parser_for, velocity_unet
-from steps.data.prepared import PreparedData, prepare_data
+from benchmarks.setting import TestCaptions, begin, parser_for, prepared, velocity_unet
 from steps.diffusion.losses import Sampling
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, sample_latents
@@ -83,20 +81,8 @@ class FewStep:
         self.store = LocalStore(options.work / "store")
         self.base = load_base(options.base)
         self.schedule = NoiseSchedule.from_config(self.base.scheduler_config)
-        self.data = self.prepared_data()
+        self.data = prepared(self.base, self.store, options.data_limit)
         self.test = TestCaptions(self.base, self.data, options, noise="few step", count=options.pictures)
-
-    def prepared_data(self) -> PreparedData:
-        """The base's data, prepared once per base and limit."""
-        limit = self.options.data_limit
-        key = content_hash({"base": folder_identity(self.base.path), "limit": limit})
-        text = self.store.get_document(f"prepared/{key}")
-        if text is None:
-            config = DataConfig(limit=limit)
-            ref = prepare_data(self.base, config, self.store, progress=TerminalProgress(), project_root=ROOT)
-            text = ref.to_json()
-            self.store.put_document(f"prepared/{key}", text)
-        return PreparedData.load(self.store, PreparedDataRef.from_json(text))
 
     def students(self, velocity: nn.Module) -> dict[int, nn.Module]:
         """Halve the number of steps again and again; every student is the next one's teacher and start."""

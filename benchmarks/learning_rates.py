@@ -17,12 +17,11 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig, DataConfig
-from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.config import ComputeConfig
 from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
 from artifacts_schema.training import Selection
 from benchmarks.published import ROOT, Metric, publish, result
-from steps.data.prepared import PreparedData, prepare_data
+from benchmarks.setting import prepared
 from steps.diffusion.losses import Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import TerminalProgress
@@ -75,22 +74,10 @@ class Search:
         self.device = select_device(compute)
         self.store = LocalStore(options.work / "store")
         self.base = load_base(options.base)
-        self.data = self.prepared_data()
+        self.data = prepared(self.base, self.store, self.options.data_limit)
         self.folders = [folder_identity(options.base), folder_identity(options.velocity)]
         if options.stage != "teacher_16":
             self.folders += [folder_identity(options.robust), *options.remove]
-
-    def prepared_data(self) -> PreparedData:
-        """The base's data, prepared once per base and limit."""
-        limit = self.options.data_limit
-        document = f"prepared/{content_hash({'base': folder_identity(self.base.path), 'limit': limit})}"
-        text = self.store.get_document(document)
-        if text is None:
-            config, progress = DataConfig(limit=limit), TerminalProgress()
-            ref = prepare_data(self.base, config, self.store, progress=progress, project_root=ROOT)
-            text = ref.to_json()
-            self.store.put_document(document, text)
-        return PreparedData.load(self.store, PreparedDataRef.from_json(text))
 
     def student(self) -> Any:
         """A fresh start of the stage."""

@@ -12,7 +12,9 @@ from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import ComputeConfig, DataConfig
+from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from benchmarks.published import ROOT
@@ -24,6 +26,7 @@ from steps.evaluation.features import FeatureExtractor, load_features
 from steps.files.progress import TerminalProgress
 from steps.inputs.context import configure_torch, quiet_libraries
 from steps.models.base import BaseModel
+from steps.models.base_folder import folder_identity
 from steps.models.clip import ClipScorer
 from steps.report.stored import record_of
 from steps.store import LocalStore
@@ -78,10 +81,14 @@ def weights_of_run(options: argparse.Namespace, *stages: str) -> tuple[LocalStor
 
 
 def prepared(base: BaseModel, store: LocalStore, limit: int | None) -> PreparedData:
-    """The embedded data as `base` sees it, `limit` pictures a split at most."""
-    config = DataConfig(limit=limit)
-    ref = prepare_data(base, config, store, progress=TerminalProgress(), project_root=ROOT)
-    return PreparedData.load(store, ref)
+    """The embedded data as `base` sees it, `limit` captions a split at most; prepared once per store, base and limit."""
+    document = f"prepared/{content_hash({'base': folder_identity(base.path), 'limit': limit})}"
+    text = store.get_document(document)
+    if text is None:
+        config, progress = DataConfig(limit=limit), TerminalProgress()
+        text = prepare_data(base, config, store, progress=progress, project_root=ROOT).to_json()
+        store.put_document(document, text)
+    return PreparedData.load(store, PreparedDataRef.from_json(text))
 
 
 class Judged(NamedTuple):

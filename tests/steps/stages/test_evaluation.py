@@ -112,3 +112,14 @@ def test_every_variant_sees_the_same_noise_and_captions(tmp_path: Path) -> None:
     given: dict[str, Any] = {"steps": 2, "prediction_type": prediction, "sampler": "ddim"}
     few, many = (bench.draw(unet, decoder, count, 3.0, **given) for count in (4, 6))
     assert torch.equal(few, many[:4])
+
+
+def test_without_a_choice_no_instrument_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, guidance_scales=(4.0,))
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("features were loaded for nothing")
+
+    monkeypatch.setattr(bench_module, "load_features", forbidden)
+    del run.inputs.signal_clip
+    assert run.guidance().guidance_scale == 4.0
