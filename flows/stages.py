@@ -39,6 +39,7 @@ from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
+from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
 from steps.store import Store, get_bytes, local_folder, put_folder
 
@@ -92,6 +93,8 @@ def start(config: SnapFusionConfig) -> RunPlan:
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
+    if config.promotion.enabled:
+        champion_report(store)  # so does a champion that the run could not be held against
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
@@ -289,6 +292,7 @@ def end(result: RunReport, run_id: str) -> None:
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
     print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
+    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(
         f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'
