@@ -17,6 +17,7 @@ from artifacts_schema.promotion import PromotionDecision
 VARIABLE = "SNAPFUSION_WEBHOOK"
 """Its address may be a secret, which the configuration, a part of every report, is no place for."""
 _LONGEST = 500
+_NO_REASON = ("", "Task failed")  # what Metaflow adds at the end
 
 
 def notify(config: NotifyConfig, event: Event, run: str, text: str, **more: Any) -> bool:
@@ -76,7 +77,7 @@ def _failure(run: Any) -> tuple[str, str]:
     for step in reversed(list(run)):
         for task in step:
             if not task.successful:
-                lines = [line for line in str(task.stderr).splitlines() if line.strip()]
+                lines = [line for line in str(task.stderr).splitlines() if line.strip(" .") not in _NO_REASON]
                 return f" in {step.id}", f": {lines[-1].strip()}" if lines else ""
     return "", ""
 

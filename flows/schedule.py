@@ -28,7 +28,7 @@ class ScheduleRefused(MetaflowException):
 class Scheduled(FlowMutator):  # type: ignore[misc]
     """Attaches @schedule, @trigger and @exit_hook as `[schedule]` and `[notify]` say, and a card to a gated end."""
 
-    def mutate(self, mutable_flow: Any) -> None:
+    def pre_mutate(self, mutable_flow: Any) -> None:
         """See Metaflow's FlowMutator. Raises ScheduleRefused."""
         config = parse_config(dict(mutable_flow.configs)["config"].to_dict())
         arguments = sys.argv[1:]
