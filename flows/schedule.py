@@ -19,7 +19,7 @@ _DEPLOYS = ("argo-workflows", "step-functions")
 FAILED_HOOK = "flows.notify.run_failed"
 
 
-class ScheduleRefused(MetaflowException):
+class ScheduleRefused(MetaflowException):  # type: ignore[misc]
     """Shown by Metaflow without a traceback."""
 
     headline = "Schedule refused"
@@ -54,7 +54,8 @@ def decorators(
     config: SnapFusionConfig, environment: Mapping[str, str], engine: str | None
 ) -> dict[str, dict[str, Any]]:
     """Metaflow's decorators of the flow by name, with their arguments."""
-    schedule, found = config.schedule, {}
+    schedule = config.schedule
+    found: dict[str, dict[str, Any]] = {}
     if schedule.cron is not None:
         zone = {"timezone": schedule.timezone} if schedule.timezone else {}
         found["schedule"] = {"cron": schedule.cron, **zone}

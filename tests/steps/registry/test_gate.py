@@ -17,7 +17,7 @@ _PARITY = {"coreml.unet.size_mib": 3.0, "coreml.unet.psnr_exact_db": 70.0}
 
 
 def report(bundle: str = "new", **changes: Any) -> RunReport:
-    found = RunReport(
+    return RunReport(
         stage="report",
         name="nightly",
         smoke=False,
@@ -31,7 +31,6 @@ def report(bundle: str = "new", **changes: Any) -> RunReport:
             }
         ),
     ).model_copy(update=changes)
-    return found
 
 
 class Licensed(RunReport):
