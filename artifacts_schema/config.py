@@ -30,6 +30,12 @@ from artifacts_schema.stage_configs import (
     VelocityFinetuningConfig,
 )
 
+_OTHER_STAGES = (
+    "start",
+    "real_pictures",
+    "guidance_selection",
+    "bundle_drawing",
+)  # without a section of their own
 SHIPPED = "student_8_small_decoder"
 """The variant that ships."""
 
@@ -51,6 +57,10 @@ class ComputeConfig(Frozen):
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
     price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
     prices: dict[str, NotNegative] = {}  # the same for stages that run on other machines, by stage
+
+    def price_of(self, stage: str) -> float:
+        """Of an hour of this stage's machine."""
+        return self.prices.get(stage, self.price_per_hour)
 
 
 class StoreConfig(Frozen):
@@ -150,6 +160,17 @@ class SnapFusionConfig(Frozen):
     promotion: PromotionConfig = PromotionConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     notify: NotifyConfig = NotifyConfig()
+
+    @model_validator(mode="after")
+    def _prices_are_of_stages(self) -> "SnapFusionConfig":
+        stages = {*type(self).model_fields, *_OTHER_STAGES}
+        for name in sorted(self.compute.prices.keys() - stages):
+            close = difflib.get_close_matches(name, stages, n=1)
+            raise ValueError(
+                f"compute.prices names no stage: '{name}'"
+                + (f"; did you mean '{close[0]}'?" if close else "")
+            )
+        return self
 
     @model_validator(mode="after")
     def _promotion_can_compare(self) -> "SnapFusionConfig":

@@ -23,7 +23,7 @@ from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
-    CardProgress,
+    card_progress,
     inputs_hash,
     output_folder,
     pack,
@@ -95,7 +95,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     previous_reports(config, store)
     if config.promotion.enabled:
         champion_report(store)  # so does a champion that the run could not be held against
-    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
@@ -124,7 +124,7 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     origin = plan.provenance
     machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
     found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
+    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
