@@ -18,8 +18,8 @@ from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
     ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
-    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord, PreparedDataRef, RealPicturesRecord,
-    RunPlan, RunReport, TrainingRecord,
+    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord, PreparedDataRef,
+    RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
 )  # fmt: skip
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 
