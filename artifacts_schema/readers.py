@@ -12,16 +12,33 @@ from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
-    ArchitectureSpec, BundleDrawing, BundleManifest, ChampionHistory, ComponentReport, CompressionRecord, DeviceMeasurement,
-    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, PreparedDataRef,
-    PromotionDecision, RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
-)  # fmt: skip
+    ArchitectureSpec,
+    BundleDrawing,
+    BundleManifest,
+    ChampionHistory,
+    ComponentReport,
+    CompressionRecord,
+    DeviceMeasurement,
+    EvaluationRecord,
+    EvolutionRecord,
+    GuidanceRecord,
+    LatencyKit,
+    LatencyTable,
+    LicenceRecord,
+    PreparedDataRef,
+    PromotionDecision,
+    RealPicturesRecord,
+    RunPlan,
+    RunReport,
+    TrainingRecord,
+)
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 
 

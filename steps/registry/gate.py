@@ -1,15 +1,13 @@
 """The conditions under which a run may become champion: pure decisions over reports. docs/adr/0029-champion.md"""
 
-from collections.abc import Mapping
-from typing import Any
-
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import VariantComparison
+from artifacts_schema.licences import Instrument
 from artifacts_schema.operating import PromotionConfig
 from artifacts_schema.promotion import GateCheck, PromotionDecision
 from artifacts_schema.report import RunReport
 
-_INSTRUMENTS = ("kernel_distance", "clip_score")
+_INSTRUMENTS: tuple[Instrument, ...] = ("kernel_distance", "clip_score")
 _MIB = float(1 << 20)
 
 
@@ -97,17 +95,19 @@ def _not_worse(name: str, difference: Interval, margin: float | None, *, lower_i
 
 def _licence(config: PromotionConfig, report: RunReport, compared: VariantComparison | None) -> GateCheck:
     """Reports of programs without licences name none: no instrument is licensed there."""
-    licences: Mapping[str, Any] = getattr(report, "licences", {})
-    missing = [name for name in _INSTRUMENTS if not getattr(licences.get(name), "licensed", False)]
+    found = [report.licences.get(name) for name in _INSTRUMENTS]
+    missing = [
+        name for name, licence in zip(_INSTRUMENTS, found, strict=True) if not (licence and licence.licensed)
+    ]
     if compared is None:
         return GateCheck(name="instruments", passed=None, wanted="licensed", found="nothing was compared")
-    found = f"{' and '.join(missing)} not licensed" if missing else "licensed"
+    words = f"{' and '.join(missing)} not licensed" if missing else "licensed"
     allowed = not config.require_licence
     return GateCheck(
         name="instruments",
         passed=not missing or allowed,
         wanted="licensed or not" if allowed else "licensed (promotion.require_licence)",
-        found=found,
+        found=words,
     )
 
 

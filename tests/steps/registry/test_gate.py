@@ -1,12 +1,12 @@
 """Every condition of the gate, with made-up reports."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import VariantComparison
+from artifacts_schema.licences import Instrument, Licence
 from artifacts_schema.operating import PromotionConfig
 from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.references import FolderRef, ObjectRef
@@ -33,16 +33,10 @@ def report(bundle: str = "new", **changes: Any) -> RunReport:
     ).model_copy(update=changes)
 
 
-class Licensed(RunReport):
-    """A report whose instruments are licensed."""
-
-    licences: Any = {
-        name: SimpleNamespace(licensed=True) for name in ("kernel_distance", "clip_score")
-    }  # what artifacts_schema.licences.Licence offers
-
-
 def licensed(**changes: Any) -> RunReport:
-    return Licensed.model_construct(**dict(report(**changes)))
+    names: tuple[Instrument, ...] = ("kernel_distance", "clip_score")
+    found = {name: Licence(instrument=name, licensed=True, reason="a test") for name in names}
+    return report(licences=found, **changes)
 
 
 def quality(
@@ -123,6 +117,9 @@ def test_without_a_licence_a_comparison_counts_only_where_that_is_configured() -
     assert failed(decision) == ["instruments"]
     assert "kernel_distance and clip_score not licensed" in decision.summary
     assert failed(gate(report(), quality(), require_licence=False)) == []
+    refused = Licence(instrument="clip_score", licensed=False, reason="too few pictures")
+    half = licensed().licences | {"clip_score": refused}
+    assert failed(gate(report(licences=half), quality())) == ["instruments"]
 
 
 @pytest.mark.parametrize(
