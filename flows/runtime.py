@@ -142,7 +142,7 @@ def _watch(context: Any, inputs: Any) -> None:
         context.progress.painter = ValidationPictures(inputs, context)
 
 
-def _say(name: str, result: CacheResult, price_per_hour: float) -> None:
+def _say(name: str, result: CacheResult, price_per_hour: float = 0.0) -> None:
     """Hit or miss, in the terminal or the log, and on the task's card."""
     said = f"{name}: cache {result.reason} ({result.key[:12]})"
     if wants_json():
