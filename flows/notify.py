@@ -98,7 +98,7 @@ def _post(address: str, body: Mapping[str, Any], config: NotifyConfig) -> str:
     try:
         with urllib3.PoolManager(retries=retries, timeout=config.timeout_s) as pool:
             # The answer's body is not read: one that never ends would hold the run.
-            answer = pool.request("POST", address, json=body, preload_content=False, redirect=False)
+            answer = pool.request("POST", address, json=body, preload_content=False)
             answer.release_conn()
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return f"no answer ({type(getattr(error, 'reason', None) or error).__name__})"

@@ -88,6 +88,15 @@ def test_retraining_three_ways(
     assert capsys.readouterr().out.count("the tag moved") == 2
 
 
+def test_what_is_unchanged_is_not_compared(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would import torch, and read every picture's features."""
+    for run in ("1", "2"):
+        finish(store, run, 0.7, bundle="1")
+    conclude(store, CONFIG, "1")
+    monkeypatch.setattr("steps.report.against_champion.compare_with_champion", None)
+    assert consider(store, CONFIG.promotion, "2").outcome == "unchanged"
+
+
 def test_a_retried_end_changes_nothing(store: LocalStore) -> None:
     finish(store, "1", 0.7)
     assert [conclude(store, CONFIG, "1").outcome for _ in range(2)] == ["promoted", "kept"]  # type: ignore[union-attr]
