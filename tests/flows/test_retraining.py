@@ -89,7 +89,7 @@ def by_unit(home: Path, config: Path) -> Ended:
     return subprocess.run(
         words,
         cwd=ROOT,  # the unit's WorkingDirectory
-        env={"SNAPFUSION_HOME": str(home), "PATH": "/usr/bin:/bin"},
+        env={"SNAPFUSION_HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=3600,
