@@ -7,6 +7,7 @@ run: a server that does not answer is said once, and left.
 import logging
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from steps.files.progress import Progress
@@ -22,11 +23,11 @@ def tracker(run: str, task: str) -> Progress | None:
     if os.environ.get(VARIABLE, "") != "mlflow":
         return None
     try:
-        from mlflow import MlflowClient
+        mlflow = import_module("mlflow")  # the user's own, no dependency of ours
     except ImportError:
         logger.warning("%s=mlflow, but mlflow is not installed: pip install mlflow", VARIABLE)
         return None
-    return MlflowProgress(MlflowClient(), run, task)
+    return MlflowProgress(mlflow.MlflowClient(), run, task)
 
 
 class MlflowProgress:
