@@ -11,7 +11,7 @@ became champion, 1 otherwise.
 import sys
 from pathlib import Path
 
-from artifacts_schema.config import SnapFusionConfig, load_config_file, parse_config
+from artifacts_schema.config import load_config_file, parse_config
 from artifacts_schema.promotion import PromotionDecision
 from flows.commands.prepared import as_called, exit_code
 from flows.commands.store_options import store_config, store_parser
@@ -19,14 +19,15 @@ from flows.environment import WORK_ROOT
 from flows.notify import notify_decision
 from flows.promotion import consider, lines, move_tag, user
 from steps.cache.leases import in_use
-from steps.registry.champion import current_champion, promote, usable_report
+from steps.comparison.references import resolve_runs, run_id_of
+from steps.registry.champion import current_champion, promote
 from steps.store import Store, open_store
 
 
 def main() -> int:
     """Parse, decide, say."""
     parser = store_parser("flows.commands.promote", __doc__)
-    parser.add_argument("run", help="run id, as the end of a run prints it")
+    parser.add_argument("run", help="run id, name of a run, or latest")
     parser.add_argument("--config", type=Path, help="a TOML file whose [promotion] and [notify] count")
     parser.add_argument(
         "--force", metavar="REASON", help="without the gate; the reason goes into the history"
@@ -36,14 +37,11 @@ def main() -> int:
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)
-        named = arguments.config
-        config = load_config_file(as_called(named)) if named else _config_of(store, arguments.run)
+        (report,) = resolve_runs(store, [arguments.run])
+        run, named = run_id_of(report), arguments.config
+        config = load_config_file(as_called(named)) if named else parse_config(report.config)
         forced = arguments.force
-        decision = (
-            _forced(store, arguments.run, forced)
-            if forced
-            else consider(store, config.promotion, arguments.run)
-        )
+        decision = _forced(store, run, forced) if forced else consider(store, config.promotion, run)
         outcomes.append(decision)
         print("\n".join(lines(decision)))
         if decision.outcome == "promoted":
@@ -52,11 +50,6 @@ def main() -> int:
 
     status = exit_code(work)
     return status or int(outcomes[0].outcome != "promoted")
-
-
-def _config_of(store: Store, run: str) -> SnapFusionConfig:
-    """The configuration that a run was made with."""
-    return parse_config(usable_report(store, run).config)
 
 
 def _forced(store: Store, run: str, reason: str) -> PromotionDecision:

@@ -228,4 +228,4 @@ def test_commands_promote_and_roll_back(
     history = capsys.readouterr().out.splitlines()
     assert len(history) == 3 and history[1].endswith("by eva: forced: for a test")
     assert command("promote", "9") == 1
-    assert capsys.readouterr().err.startswith("error: run 9 has no report")
+    assert capsys.readouterr().err.startswith("error: '9' is no run id, name or tag of a finished run")
