@@ -139,3 +139,15 @@ def test_retraining_three_ways(tmp_path: Path, told: tuple[str, list[Any]]) -> N
     assert [body["champion"] for body in bodies] == [champion, champion, newest, newest]
     store = LocalStore(home / ".snapfusion" / "store")
     assert [event.run for event in champion_history(store).events] == [champion, newest]
+
+
+@pytest.mark.long
+def test_a_failed_run_is_told(tmp_path: Path, told: tuple[str, list[Any]]) -> None:
+    address, bodies = told
+    ended = run(
+        tmp_path / "home", "--config", "config", str(configured(tmp_path, address, "none", 1.0)), "run"
+    )
+    assert ended.returncode != 0
+    (body,) = bodies
+    assert (body["event"], body["step"], body["flow"]) == ("failed", "start", "SnapFusionFlow")
+    assert f"shard {tmp_path}/none.tar does not exist" in body["text"]
