@@ -87,7 +87,13 @@ class CardProgress:
         began = time.monotonic()
         if self.painter is None or self._drawing_s > _PICTURES_SHARE * (began - self._began):
             return
-        self._pictures.append([str(iteration), Image(self.painter.draw(model))])
+        try:
+            drawn = self.painter.draw(model)
+        except RuntimeError as error:  # such as no memory beside the training, which pictures must not end
+            logger.warning("no pictures of this training: %s", error)
+            self.painter = None
+            return
+        self._pictures.append([str(iteration), Image(drawn)])
         if len(self._pictures) == 1:  # later rows join this table
             self._card.append(Table(self._pictures, headers=["iteration", "pictures"]))
             render(self._card, [Text("Pictures for: " + "; ".join(self.painter.captions()))])

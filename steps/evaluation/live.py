@@ -43,7 +43,7 @@ class ValidationPictures:
             prediction_type="v_prediction",
         )
         vae = base.vae.to(self._context.device)
-        pictures = decode_latents(vae, latents, scaling_factor=base.scaling_factor)
+        pictures = decode_latents(vae, latents, scaling_factor=base.scaling_factor, batch_size=1)
         if pictures.shape[-1] > _SHOWN_PIXELS:
             small = F.interpolate(pictures.float(), size=(_SHOWN_PIXELS, _SHOWN_PIXELS), mode="area")
             pictures = small.round().to(torch.uint8)

@@ -119,5 +119,21 @@ def test_the_start_and_the_newest_pictures_stay(clock: Any) -> None:
     assert [row[0] for row in card[1]._data] == ["0", "60", "70", "80", "90"]
 
 
+def test_a_training_goes_on_without_pictures_that_cannot_be_drawn(
+    clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Painter):
+        def draw(self, _: Any) -> bytes:
+            raise RuntimeError("out of memory")
+
+    card = LiveCard()
+    progress = CardProgress(card)
+    progress.painter = Broken(clock)
+    progress.start("training", 10)
+    for iteration in (0, 5):
+        progress.look(iteration, None)
+    assert caplog.messages == ["no pictures of this training: out of memory"] and len(card) == 1
+
+
 def test_a_task_without_a_painter_looks_at_nothing() -> None:
     CardProgress(LiveCard()).look(0, None)
