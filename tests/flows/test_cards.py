@@ -63,7 +63,6 @@ def hostile_page(store: LocalStore) -> list[Block]:
         manifest=stored("bundle_v1"),
         drawing=stored("bundle_drawing_v1", grid=store.put_bytes(PNG), captions=(HOSTILE,)),
         compression=compression.model_copy(update={"variants": variants}),
-        previous=[{"name": HOSTILE, "headline": {HOSTILE: 1.0}}],
     )
     report, plan = stored("report_v1", labels=(HOSTILE,)), stored("run_plan_v1", base_identity=HOSTILE)
     return build_page(records, {row.stage: plan for row in report.stages}, store, report)
