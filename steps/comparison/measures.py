@@ -7,6 +7,7 @@ from typing import Literal
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.licences import licence_of
+from steps.comparison.frame import cost_of, seconds_of
 from steps.comparison.runs import Run
 from steps.evaluation.compare import UNDECIDED, compare
 from steps.store.base import Store
@@ -159,9 +160,10 @@ def _latency(reference: Run, other: Run) -> Criterion:
 
 def _cost(reference: Run, other: Run) -> Criterion:
     """All stages as if none had come from a cache: what the result costs to make. Says nothing about how good it is."""
-    found = _amount("cost", reference.seconds / 60, other.seconds / 60, "{:.1f} min")
-    price = f"{other.seconds / 3600 * other.price_per_hour:.3g} at {other.price_per_hour:g} an hour; "
-    note = f"{price if other.price_per_hour else ''}without a cache; this run itself {other.own_seconds / 60:.1f} min"
+    minutes, own = (seconds_of(other.report, own=mine) / 60 for mine in (False, True))
+    found = _amount("cost", seconds_of(reference.report) / 60, minutes, "{:.1f} min")
+    price = cost_of(other.report)
+    note = f"{f'price {price:.3g}; ' if price else ''}without a cache; this run itself {own:.1f} min"
     return Criterion("cost", found.value, found.change, found.outcome, note)
 
 
