@@ -38,8 +38,12 @@ def architectures(runs: Sequence[Run]) -> list[Block]:
 
 def pieces_of(stage: StageBlocks) -> tuple[tuple[str, State], ...]:
     """Blocks of a stage as they run, with those that are gone where they were."""
-    states: dict[str, State] = dict.fromkeys(stage.kept, "kept") | dict.fromkeys(stage.copied, "copied")
-    states |= dict.fromkeys(stage.removed, "removed")
+    states: dict[str, State] = {}
+    groups: tuple[tuple[State, tuple[str, ...]], ...] = (
+        ("kept", stage.kept), ("copied", stage.copied), ("removed", stage.removed),
+    )  # fmt: skip
+    for state, names in groups:
+        states |= dict.fromkeys(names, state)
     return tuple((name, states[name]) for name in sorted(states, key=_place))
 
 

@@ -37,13 +37,14 @@ class Metric:
     higher_is_better: bool
     style: str = ".4g"
 
-    def best(self) -> int | None:
-        """The run with the best value; None where fewer than two have one, or the best two are equal."""
-        numbers = [(value.value if isinstance(value, Interval) else value) for value in self.values]
-        known = sorted((n for n in numbers if n is not None), reverse=self.higher_is_better)
-        if len(known) < 2 or known[0] == known[1]:
-            return None
-        return numbers.index(known[0])
+    def best(self) -> tuple[int, ...]:
+        """The runs with the best value; none where all that know theirs have the same, or one alone knows it."""
+        numbers = [value.value if isinstance(value, Interval) else value for value in self.values]
+        known = [number for number in numbers if number is not None]
+        if len(set(known)) < 2:
+            return ()
+        best = max(known) if self.higher_is_better else min(known)
+        return tuple(place for place, number in enumerate(numbers) if number == best)
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,11 @@ def _sentence(reference: Run, other: Run, criteria: Sequence[Criterion], outcome
         names = [item.name for item in criteria[:4] if item.outcome == kind and not item.unlicensed]
         if names and outcome != "same":
             parts.append(f"{_and(names)} {'is' if len(names) == 1 else 'are'} {_STATES[kind]}")
-    looks = [f"{item.name} {item.note.partition(',')[0]}" for item in criteria if item.unlicensed]
-    if looks:
-        parts.insert(0, f"{_and(looks)}, by an instrument without licence")
+    for kind in ("worse", "better"):
+        names = [item.name for item in criteria if item.unlicensed and item.note.startswith(f"looks {kind}")]
+        if names:
+            looks = "looks" if len(names) == 1 else "look"
+            parts.insert(0, f"{_and(names)} {looks} {kind}, by an instrument without licence")
     smoke = " Smoke: no number here means anything." if reference.report.smoke or other.report.smoke else ""
     reason = f": {'; '.join(parts)}" if parts else ""
     return f"{other.title} {words} {reference.title}{reason}.{smoke}"

@@ -141,7 +141,7 @@ def metric_cells(metric: Metric, found: Comparison) -> list[tuple[str, str, bool
     cells = []
     for place, (run, value) in enumerate(zip(found.runs, metric.values, strict=True)):
         small, tone = _paired(metric, run, found)
-        cells.append((_written(value, metric.style), small, place == best, tone))
+        cells.append((_written(value, metric.style), small, place in best, tone))
     return cells
 
 
@@ -218,7 +218,10 @@ def _curves(runs: Sequence[Run]) -> list[Block]:
         return []
     return [
         Heading("Training", sub=True),
-        Chart(chart, "Optimised loss of the stages that the runs do not share."),
+        Chart(
+            chart,
+            "Optimised loss of the stages that not all runs share; those that share one have the same curve.",
+        ),
     ]
 
 
