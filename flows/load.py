@@ -10,8 +10,8 @@ from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.environment import WORK_ROOT
+from steps.comparison.references import resolve_runs
 from steps.files.errors import SnapFusionError
-from steps.report.stored import find_report
 from steps.store import Store, open_store
 from steps.store.base import get_folder
 
@@ -24,10 +24,11 @@ def load_pipeline(
 ) -> Any:
     """A diffusers StableDiffusionPipeline with the student in it, float32, on the CPU.
 
-    `run_or_folder` is a run id or `latest`, looked for in `store` (default: where runs on this machine keep theirs), or
-    a student's folder: that of a run's outputs, one that was fetched, one that was saved. A folder's source files are
-    run only if this version of the pipeline would have written them, or with `trust_remote_code`. Raises
-    SnapFusionError for a folder that is no student, a run without a student or a run that there is not.
+    `run_or_folder` is a run id, a run's name, `latest` or `champion`, looked for in `store` (default: where runs on this
+    machine keep theirs), or a student's folder: that of a run's outputs, one that was fetched, one that was saved. A
+    folder's source files are run only if this version of the pipeline would have written them, or with
+    `trust_remote_code`. Raises SnapFusionError for a folder that is no student, a run without a student or a run that
+    there is not.
     """
     folder = Path(run_or_folder).expanduser()
     if not folder.is_dir():
@@ -49,7 +50,8 @@ def load_pipeline(
 def student_folder(run: str, store: Store | None = None) -> Iterator[Path]:
     """A copy of a run's student, there as long as the context. Raises SnapFusionError, see `load_pipeline`."""
     store = open_store(StoreConfig(), WORK_ROOT) if store is None else store
-    ref = student_of(find_report(store, None if run == "latest" else run))
+    (report,) = resolve_runs(store, [run])
+    ref = student_of(report)
     with TemporaryDirectory(dir=store.work_folder("student")) as folder:
         get_folder(store, ref, Path(folder))
         yield Path(folder)

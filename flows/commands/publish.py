@@ -21,7 +21,7 @@ from steps.store import open_store
 def main() -> int:
     """Parse, upload, say where it is."""
     parser = store_parser("flows.commands.publish", __doc__)
-    parser.add_argument("run", help="run id, `latest`, or a student's folder")
+    parser.add_argument("run", help="run id or name, `latest`, `champion`, or a student's folder")
     parser.add_argument("name", help="owner/name of the model repository")
     parser.add_argument("--private", action="store_true", help="a repository that only its owner sees")
     arguments = parser.parse_args()

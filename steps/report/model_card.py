@@ -11,7 +11,7 @@ from steps.report.page import RunRecords
 
 SHIPS = "student_8_small_decoder"
 _SHOWN = ("base_50", SHIPS)
-_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_MARKUP = re.compile(r"""([\\`*_{}\[\]<>()|#!~&@$]|:(?=//)|(?<=www)\.)""")
 _MEANING = {
     "clip_difference": "CLIP score, student - reference; higher is better",
     "distance_difference": "kernel distance to real pictures, student - reference; lower is better",
@@ -21,8 +21,8 @@ _MEANING = {
 
 
 def plain(text: str) -> str:
-    """Foreign text as Markdown shows it letter for letter: every sign that could mean something is escaped."""
-    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+    """Foreign text on one line as Markdown shows it letter for letter; never at the beginning of a line."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def card_pictures(report: RunReport) -> dict[str, ObjectRef]:
@@ -62,8 +62,8 @@ def _what(records: RunRecords) -> str:
     return (
         f"A Stable-Diffusion-style model made small and quick with SnapFusion's method (arXiv 2306.00980): a UNet of "
         f"{evolution.parameters / 1e6:.2f} M parameters instead of {evolution.base_parameters / 1e6:.2f} M, distilled "
-        f"to {steps} steps, and a decoder{size}. Removed blocks: {plain(', '.join(spec.removed)) or 'none'}. "
-        f"Copied blocks: {plain(', '.join(spec.copied)) or 'none'}."
+        f"to {steps} steps, and a decoder{size}. Removed blocks: {', '.join(spec.removed) or 'none'}. "
+        f"Copied blocks: {', '.join(spec.copied) or 'none'}."
     )
 
 
@@ -94,7 +94,7 @@ def _pictures(records: RunRecords, report: RunReport) -> Iterator[str]:
         return
     by_name = {record.variant: record for record in records.evaluations}
     shown = "\n\n".join(
-        f"{plain(by_name[name].title)}, guidance {by_name[name].point.guidance_scale:g}:\n\n"
+        f"{by_name[name].title}, guidance {by_name[name].point.guidance_scale:g}:\n\n"
         f"![{name}](pictures/{name}.png)"
         for name in found
     )
@@ -159,7 +159,7 @@ checker. LoRAs must be made for this UNet; those of its base have weights for bl
 def _licence(records: RunRecords, report: RunReport) -> str:
     stated = records.manifest.attribution or "Not stated: the terms of base model and training data apply."
     code = f" Made by {plain(report.code.text)}." if report.code else ""
-    return f"## Licence and attribution\n\n{plain(stated)}\n\nThe source files are Apache-2.0.{code}"
+    return f"## Licence and attribution\n\nData: {plain(stated)}\n\nThe source files are Apache-2.0.{code}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
