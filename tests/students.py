@@ -1,5 +1,6 @@
 """A student of random weights in a folder, as a run leaves it."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def micro_student(work: Path) -> MicroStudent:
     """An evolved UNet with a unit removed and a block copied, and a half-width decoder, on the micro base."""
     store = LocalStore(work / "store")
     base = load_base(write_micro_base(work / "base"))
+    # As the included base has it: weights in half precision, and a configuration that says so.
+    copy.deepcopy(base.text_encoder).half().save_pretrained(base.path / "text_encoder")
+    base = load_base(base.path)
     torch.manual_seed(0)
     whole = EvolvedUNet.from_unet(base.unet)
     spec = remove_unit(whole.spec, whole.geometry(), "down.0.attentions.1")

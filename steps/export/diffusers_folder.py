@@ -55,6 +55,9 @@ def diffusers_folder(
         "requires_safety_checker": False,
     }
     files = {name: ref for name, ref in base.files.items() if name.split("/")[0] in _UNCHANGED}
+    files["text_encoder/config.json"] = _put_json(
+        store, _in_float32(_json(store, base, "text_encoder/config.json"))
+    )
     for component, ref in {"unet": unet, "vae": decoder}.items():
         files[f"{component}/config.json"] = ref.config
         files[f"{component}/{_WEIGHTS}"] = ObjectRef(uri=ref.uri, sha256=ref.sha256, bytes=ref.bytes)
@@ -98,6 +101,15 @@ def _place(store: Store, component: str, schema: str, files: dict[str, ObjectRef
     module, text = modules()[name]
     files[f"{component}/{module}.py"] = store.put_bytes(text.encode())
     return [module, name]
+
+
+def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A text encoder's configuration that loads its weights in float32, as the UNet's and the decoder's are.
+
+    transformers takes the type that is stated there; the included base states float16, and a pipeline of mixed types
+    cannot draw.
+    """
+    return {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": "float32"}
 
 
 def _json(store: Store, base: FolderRef, name: str) -> dict[str, Any]:

@@ -84,7 +84,8 @@ pipe("woman surfing", num_inference_steps={steps}, guidance_scale={scale:g}).ima
 ```
 
 It takes diffusers, transformers and torch. `trust_remote_code` lets diffusers import the three small files in `unet/`,
-`vae/` and `scheduler/`, classes that diffusers does not have; weights are safetensors. The scheduler steps on the grid
+`vae/` and `scheduler/`, classes that diffusers does not have (it says that it expected others, which does no harm);
+weights are safetensors. The scheduler steps on the grid
 that the student was distilled on: another scheduler draws something else."""
 
 
