@@ -21,13 +21,13 @@ def publish(folder: Path, name: str, *, private: bool = False) -> str:
     api = HfApi()
     with _explained(name, api.endpoint):
         api.create_repo(name, private=private, exist_ok=True)
-        done = api.upload_folder(
+        api.upload_folder(
             repo_id=name,
             folder_path=folder,
             commit_message="A student of SnapFusion",
             delete_patterns=["*"],
         )
-    return f"{api.endpoint}/{done.repo_url.repo_id}"
+    return f"{api.endpoint}/{name}"
 
 
 def fetch(name: str, folder: Path, *, revision: str | None = None) -> Path:

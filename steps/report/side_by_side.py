@@ -10,12 +10,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from steps.diffusion.scheduler import GridDDIMScheduler
+from steps.files.disk import file_sha256
 from steps.files.errors import SnapFusionError
 from steps.models.base import load_base
-from steps.models.base_folder import folder_identity
 from steps.training.randomness import keyed_normal
 
-_SHARED = ("text_encoder", "tokenizer")
+_READ_BY = ("text_encoder/*.safetensors", "tokenizer/*.*")
 _SHOWN = 384  # pixels: smaller pictures are shown enlarged
 
 
@@ -68,10 +68,12 @@ def base_pipeline(folder: Path) -> Any:
 
 
 def is_base_of(base: Path, student: Path) -> bool:
-    """Whether both read a prompt with the same text encoder and tokenizer."""
-    if not base.is_dir():
-        return False
-    return all(folder_identity(base / name) == folder_identity(student / name) for name in _SHARED)
+    """Whether both read a prompt with the same tokenizer and text encoder, whatever number format its weights load in."""
+    found = [
+        [file_sha256(file) for place in _READ_BY for file in sorted(folder.glob(place))]
+        for folder in (base, student)
+    ]
+    return bool(found[0]) and found[0] == found[1]
 
 
 def _draw(pipeline: Any, prompt: str, noise: torch.Tensor, steps: int, guidance_scale: float) -> Drawn:

@@ -1,7 +1,6 @@
 """A student's folder: loads as a diffusers pipeline, draws what our own sampler draws, and says what it would run."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,8 @@ PROMPTS = ["woman surfing", "red flag"]
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MicroStudent]:
-    work = tmp_path_factory.mktemp("student")
-    with pytest.MonkeyPatch.context() as patch:  # diffusers copies a folder's modules there
-        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(work / "modules"))
-        patch.syspath_prepend(str(work / "modules"))
-        yield micro_student(work)
+def student(tmp_path_factory: pytest.TempPathFactory) -> MicroStudent:
+    return micro_student(tmp_path_factory.mktemp("student"))
 
 
 def load(folder: Path) -> DiffusionPipeline:

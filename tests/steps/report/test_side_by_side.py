@@ -1,5 +1,6 @@
 """A student and its base from one prompt and one noise."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,6 @@ def test_a_base_is_known_by_what_reads_the_prompt(student: MicroStudent, tmp_pat
     assert is_base_of(student.base.path, student.folder)
     assert not is_base_of(tmp_path / "missing", student.folder)
     other = tmp_path / "other"
-    for name in ("text_encoder", "tokenizer"):
-        (other / name).mkdir(parents=True)
-        (other / name / "config.json").write_text("{}")
+    shutil.copytree(student.folder, other)
+    (other / "text_encoder" / "model.safetensors").write_bytes(b"another")
     assert not is_base_of(other, student.folder)
