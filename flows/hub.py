@@ -54,6 +54,7 @@ def _explained(name: str, endpoint: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,  # of its HTTP client
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -78,5 +79,6 @@ def _explained(name: str, endpoint: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no answer"
         may_not = f"; the token may not write there: {_LOGIN}" if status in (401, 403) else ""
         raise SnapFusionError(f"{endpoint} refused {name} ({status}){may_not}") from error
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        raise SnapFusionError(f"{endpoint} could not be reached for {name}: {error}") from error
+    except (LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SnapFusionError(f"{endpoint} could not be reached for {name}: {reason}") from error

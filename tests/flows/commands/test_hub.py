@@ -88,7 +88,11 @@ def test_errors_are_one_sentence(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    done = command(tmp_path, "http://127.0.0.1:9", "fetch", "me/student")
+@pytest.mark.parametrize(
+    "arguments", [("fetch", "me/student"), ("publish", "FOLDER", "me/student")], ids=["fetch", "publish"]
+)
+def test_a_hub_that_cannot_be_reached(folder: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    words = [str(folder) if word == "FOLDER" else word for word in arguments]
+    done = command(tmp_path, "http://127.0.0.1:9", *words)
     assert done.returncode == 1
     assert "could not be reached" in done.stderr and "Traceback" not in done.stderr
