@@ -83,10 +83,12 @@ def main() -> int:
 
 def check_port(host: str, port: int) -> None:
     """Raises SnapFusionError where nobody can listen: the port is in use, out of range, or not for this user."""
+    if not 0 < port < 1 << 16:
+        raise SnapFusionError(f"expected a port between 1 and 65535, found port {port}")
     try:
         with socket.create_server((host, port)):
             pass
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise SnapFusionError(
             f"cannot listen on {host} port {port} ({error}); choose another with --port"
         ) from error

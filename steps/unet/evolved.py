@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffusers import UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from artifacts_schema.architecture import ArchitectureSpec
@@ -17,6 +18,9 @@ from steps.unet.architecture import from_payload, to_payload, units_by_id, valid
 from steps.unet.blocks import full_spec, module_path, normalise
 from steps.unet.blockwise import BlockwiseUNet
 from steps.unet.weights import placed_like
+
+# diffusers loads a model of a foreign module only if it finds its own base class in that module.
+__all__ = ["EvolvedUNet", "ModelMixin"]
 
 _README = """# Evolved UNet ({name})
 

@@ -24,7 +24,9 @@ def evolved() -> EvolvedUNet:
 @torch.no_grad()
 def test_a_lora_changes_the_output_and_unloading_restores_it(tmp_path: Path) -> None:
     trained = evolved()
-    trained.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    trained.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"])
+    )
     weights = {f"unet.{name}": value for name, value in get_peft_model_state_dict(trained).items()}
     assert any("attentions.0_copy1" in name for name in weights)
     save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
