@@ -146,7 +146,10 @@ BACKEND = Backend(
         run(5, "name:this", "preset:openmoji", "cost:1.20 EUR"),
         run(6, "name:later"),
     ],
-    {5: {"run": {"seed": 1}, "student_8": {"learning_rate": 2e-4}}, 4: {"run": {"seed": 1}, "student_8": {"learning_rate": 1e-4}}},
+    {
+        5: {"run": {"seed": 1}, "student_8": {"learning_rate": 2e-4}},
+        4: {"run": {"seed": 1}, "student_8": {"learning_rate": 1e-4}},
+    },
     {
         5: {"headline": {"distance": [0.123456, 0.1, 0.15], "size": 3}, "verdict": "better: it's nearer"},
         4: {"headline": {"distance": [0.3, 0.25, float("nan")], "clip": (None,)}},
