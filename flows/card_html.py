@@ -55,7 +55,7 @@ def _verdict(block: Verdict) -> str:
     boxes = "".join(
         f'<div style="flex:1 1 150px;min-width:0;border:1px solid #dadce0;border-top:4px solid {_COLOURS[box.tone]};'
         f'border-radius:6px;padding:8px 10px;background:#fff"><div style="color:#5f6368;font-size:12px">{_text(box.name)}'
-        f'</div><div style="font-size:20px;font-weight:600;white-space:nowrap">{_text(box.value)}</div>'
+        f'</div><div style="font-size:20px;font-weight:600">{_text(box.value)}</div>'
         f'<div style="font-size:12px">{_text(box.change)}</div><div style="font-size:12px;font-weight:600;'
         f'color:{_COLOURS[box.tone]}">{_SIGNS[box.tone]}</div><div style="font-size:11px;color:#5f6368">'
         f"{_text(box.note)}</div></div>"

@@ -9,7 +9,8 @@ from typing import Any
 from metaflow import Run, current
 from metaflow.exception import MetaflowException
 
-from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config_file
+from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config_file, parse_config
 from artifacts_schema.report import RunReport
 from flows.environment import CODE_ROOT
 from steps.comparison.frame import headline_of
@@ -23,7 +24,9 @@ _LONGEST = 80
 _NO_CHANGE = ("run.", "store.", "report.", "compute.", "base.path")
 
 
-def tags_of(config: SnapFusionConfig, report: RunReport | None = None) -> list[str]:
+def tags_of(
+    config: SnapFusionConfig, report: RunReport | None = None, evolution: EvolutionRecord | None = None
+) -> list[str]:
     """Tags of a run: name, preset, base, what differs from the preset, and once there is a report its numbers."""
     preset, changes = preset_of(config)
     found = [f"name:{config.run.name}", f"base:{config.base.path}"]
@@ -32,6 +35,9 @@ def tags_of(config: SnapFusionConfig, report: RunReport | None = None) -> list[s
     found += ["smoke"] if config.run.smoke else []
     if report is not None:
         found += _numbers(report)
+    if evolution is not None:
+        unit = evolution.latency_unit.lower()
+        found.append(f"{unit}:{_value(float(f'{evolution.predicted_latency:.3g}'))}")
     return [tag[:_LONGEST] for tag in found]
 
 
@@ -49,14 +55,19 @@ def preset_of(config: SnapFusionConfig) -> tuple[str, dict[str, Any]]:
     return best
 
 
-def tag_run(config: SnapFusionConfig, report: RunReport | None = None) -> None:
-    """Tag the present run. A service that does not take a tag is no reason to fail.
+def keep_tags(flow: Any) -> None:
+    """Set the tags of a resumed run again: it lacks those that its cloned steps have set (Metaflow issue 1406)."""
+    if current.origin_run_id:
+        tag_run(parse_config(flow.config.to_dict()))
 
-    `resume` makes a run without those that a cloned step has set (Metaflow issue 1406): what runs in it sets them again.
-    """
+
+def tag_run(
+    config: SnapFusionConfig, report: RunReport | None = None, evolution: EvolutionRecord | None = None
+) -> None:
+    """Tag the present run. A service that does not take a tag is no reason to fail."""
     try:
         run = Run(f"{current.flow_name}/{current.run_id}", _namespace_check=False)
-        run.add_tags(tags_of(config, report))
+        run.add_tags(tags_of(config, report, evolution))
     except MetaflowException as error:
         logger.warning("the run was not tagged: %s", error)
 

@@ -9,6 +9,7 @@ import pandas as pd
 from steps.comparison.runs import Run
 
 _WIDTH = 940
+_LABEL = 300
 SHARED = "shared by all"
 _COLOURS = ["#2f6f9f", "#d95f02", "#1b9e77", "#7b3294", "#b3261e", "#a6761d", "#e7298a"]
 _GREY = "#666666"
@@ -114,7 +115,9 @@ def _point(run: str, variant: str, shipped: bool, point: Any) -> dict[str, Any]:
 def _colour(names: Sequence[str]) -> alt.Color:
     colours = [_GREY if name == SHARED else _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)]
     scale = alt.Scale(domain=list(names), range=colours)
-    legend = alt.Legend(orient="top", labelLimit=300, columns=3, title="click a run to see it alone")
+    widest = min(_LABEL, 7 * max(map(len, names))) + 40  # pixels, with the mark
+    columns = max(1, min(4, _WIDTH // widest))
+    legend = alt.Legend(orient="top", labelLimit=_LABEL, columns=columns, title="click a run to see it alone")
     return alt.Color("run:N", scale=scale, legend=legend)
 
 

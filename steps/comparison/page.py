@@ -104,7 +104,7 @@ def why(store: Store, found: Comparison) -> list[Block]:
     about = [
         ("run", [run.id for run in runs]),
         ("finished", [_finished(run) for run in runs]),
-        ("labels", [" ".join(run.report.labels) or "-" for run in runs]),
+        ("labels", [_labels(run) for run in runs]),
     ]
     differing = config_differences([run.report for run in runs])
     rows = [*about, *((key, list(values)) for key, values in differing.items())]
@@ -130,6 +130,11 @@ def why(store: Store, found: Comparison) -> list[Block]:
 def _finished(run: Run) -> str:
     origin = run.report.provenance
     return origin.created_at.replace("T", " ")[:16] if origin else "not known"
+
+
+def _labels(run: Run) -> str:
+    """The labels up to what each says in detail: "smoke"."""
+    return ", ".join(dict.fromkeys(label.partition(":")[0] for label in run.report.labels)) or "-"
 
 
 def metric_cells(metric: Metric, found: Comparison) -> list[tuple[str, str, bool, Tone]]:
