@@ -142,7 +142,7 @@ BACKEND = Backend(
         run(1, "name:old", "champion"),
         run(2, "name:smoke one", "smoke"),
         run(3, "name:other branch", branch="test.other"),
-        run(4, "name:before", "#before", "distance:0.3"),
+        run(4, "name:before", "#before", "student_8.learning_rate:1e-4", "distance:0.3"),
         run(5, "name:this", "preset:openmoji", "cost:1.20 EUR"),
         run(6, "name:later"),
     ],
