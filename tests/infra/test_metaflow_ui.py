@@ -137,6 +137,7 @@ def rows(document: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
+RATIO = {"ratio": [2.5, None, None]}
 BACKEND = Backend(
     [
         run(1, "name:old", "champion"),
@@ -151,11 +152,17 @@ BACKEND = Backend(
         4: {"run": {"seed": 1}, "student_8": {"learning_rate": 1e-4}},
     },
     {
-        5: {"headline": {"distance": [0.123456, 0.1, 0.15], "size": 3}, "verdict": "better: it's nearer"},
-        4: {"headline": {"distance": [0.3, 0.25, float("nan")], "clip": (None,)}},
-        1: {"headline": {"distance": (1e-05, 5e-06, 2e-05)}, "config_changes": {"student_8.learning_rate": 1e-05}},
+        5: {
+            "headline": {"size": 3, "distance": [0.123456, 0.1, 0.15]} | RATIO,
+            "verdict": "better: it's nearer",
+        },
+        4: {"headline": {"distance": [0.3, 0.25, float("nan")], "clip": (None,)} | RATIO},
+        1: {
+            "headline": {"distance": (1e-05, 5e-06, 2e-05)} | RATIO,
+            "config_changes": {"student_8.learning_rate": 1e-05},
+        },
     },
-)  # fmt: skip
+)
 
 
 @pytest.mark.long
@@ -171,6 +178,7 @@ def test_a_run_stands_beside_the_champion_and_the_runs_before_it(tmp_path: Path)
     assert found["tags"] == ["preset:openmoji", "champion", "distance:0.3"]
     assert found["distance"] == ["0.1235 [0.1, 0.15]", "0.00001 ▼ [0.000005, 0.00002]", "0.3"]
     assert found["size"] == ["3", "", ""]
+    assert found["the same in all"] == ["ratio 2.5"]
     assert found["student_8.learning_rate"] == ["0.0002", "0.00001", "0.0001"]
     assert "run.seed" not in found  # alike where it is known
     assert 'href="http://127.0.0.1:' in document and '/SnapFusionFlow/5/report/77"' in document
