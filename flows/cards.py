@@ -19,20 +19,21 @@ from steps.report.content import Block, Chart, Heading, PictureRows, Table, Text
 
 def render(card: Any, blocks: Sequence[Block]) -> None:
     """Append every block to a card; what shows as HTML takes the lines of text around it along, close together."""
-    for wordy, group in groupby(
-        blocks, key=lambda block: isinstance(block, HtmlBlock | Text) or _is_sub(block)
-    ):
+    for wordy, group in groupby(blocks, key=_is_wordy):
         together = list(group)
         if wordy and any(isinstance(block, HtmlBlock) for block in together):
-            card.append(_Html(to_html(together)))
-            continue
-        for block in together:
-            for component in _components(block):
-                card.append(component)
+            found: list[Any] = [
+                _Html(to_html(block for block in together if isinstance(block, HtmlBlock | Heading | Text)))
+            ]
+        else:
+            found = [component for block in together for component in _components(block)]
+        for component in found:
+            card.append(component)
 
 
-def _is_sub(block: Block) -> bool:
-    return isinstance(block, Heading) and block.sub
+def _is_wordy(block: Block) -> bool:
+    """True for what can be part of a line of HTML; the heading of a new part stays Metaflow's own."""
+    return isinstance(block, HtmlBlock | Text) or (isinstance(block, Heading) and block.sub)
 
 
 class _Words(MetaflowCardComponent):
@@ -66,7 +67,9 @@ def _components(block: Block) -> list[Any]:
         return [CardTable([list(row) for row in block.rows], headers=list(block.headers))]
     if isinstance(block, Chart):
         return [VegaChart(block.spec), _Words("text", block.caption)]
-    return _picture_rows(block)
+    if isinstance(block, PictureRows):
+        return _picture_rows(block)
+    return [_Html(to_html([block]))]
 
 
 def _picture_rows(block: PictureRows) -> list[Any]:

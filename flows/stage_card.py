@@ -34,7 +34,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-class StageCard(BlankCard):  # type: ignore[misc]  # metaflow carries no types
+class StageCard(BlankCard):
     """Metaflow's blank card, light where it can be once its task is done."""
 
     type = "stage"

@@ -21,7 +21,7 @@ SMALL = 4096  # bytes, pickled: Metaflow's UI shows nothing larger
 _MOST_CHANGES = 12  # tags on what differs from the preset
 _LONGEST = 80
 # What no preset says, or what has a tag of its own.
-_NO_CHANGE = ("run.", "store.", "report.", "compute.", "base.path")
+_NO_CHANGE = ("run.", "store.", "report.", "compute.", "base.path", "promotion.", "schedule.", "notify.")
 
 
 def tags_of(

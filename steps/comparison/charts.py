@@ -44,7 +44,8 @@ def distance_over_clip(runs: Sequence[Run], subject: str) -> dict[str, object]:
     )
     across = base.mark_rule(strokeWidth=1.5).encode(x="clip_low:Q", x2="clip_high:Q", y="distance:Q")
     along = base.mark_rule(strokeWidth=1.5).encode(y="distance_low:Q", y2="distance_high:Q", x="clip:Q")
-    chart = (across + along + marks.add_params(chosen)).properties(width=_WIDTH - 40, height=320)
+    # The legend is bound by the layer that it is drawn for, the first.
+    chart = (across.add_params(chosen) + along + marks).properties(width=_WIDTH - 40, height=320)
     return _spec(chart)
 
 

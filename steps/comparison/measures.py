@@ -7,6 +7,7 @@ from typing import Literal
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
 from artifacts_schema.licences import licence_of
+from steps.comparison.frame import cost_of, seconds_of
 from steps.comparison.runs import Run
 from steps.evaluation.compare import UNDECIDED, compare
 from steps.store.base import Store
@@ -36,13 +37,14 @@ class Metric:
     higher_is_better: bool
     style: str = ".4g"
 
-    def best(self) -> int | None:
-        """The run with the best value; None where fewer than two have one, or the best two are equal."""
-        numbers = [(value.value if isinstance(value, Interval) else value) for value in self.values]
-        known = sorted((n for n in numbers if n is not None), reverse=self.higher_is_better)
-        if len(known) < 2 or known[0] == known[1]:
-            return None
-        return numbers.index(known[0])
+    def best(self) -> tuple[int, ...]:
+        """The runs with the best value; none where all that know theirs have the same, or one alone knows it."""
+        numbers = [value.value if isinstance(value, Interval) else value for value in self.values]
+        known = [number for number in numbers if number is not None]
+        if len(set(known)) < 2:
+            return ()
+        best = max(known) if self.higher_is_better else min(known)
+        return tuple(place for place, number in enumerate(numbers) if number == best)
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,10 @@ def _latency(reference: Run, other: Run) -> Criterion:
 
 def _cost(reference: Run, other: Run) -> Criterion:
     """All stages as if none had come from a cache: what the result costs to make. Says nothing about how good it is."""
-    found = _amount("cost", reference.seconds / 60, other.seconds / 60, "{:.1f} min")
-    price = f"{other.seconds / 3600 * other.price_per_hour:.3g} at {other.price_per_hour:g} an hour; "
-    note = f"{price if other.price_per_hour else ''}without a cache; this run itself {other.own_seconds / 60:.1f} min"
+    minutes, own = (seconds_of(other.report, own=mine) / 60 for mine in (False, True))
+    found = _amount("cost", seconds_of(reference.report) / 60, minutes, "{:.1f} min")
+    price = cost_of(other.report)
+    note = f"{f'price {price:.3g}; ' if price else ''}without a cache; this run itself {own:.1f} min"
     return Criterion("cost", found.value, found.change, found.outcome, note)
 
 
@@ -206,9 +209,11 @@ def _sentence(reference: Run, other: Run, criteria: Sequence[Criterion], outcome
         names = [item.name for item in criteria[:4] if item.outcome == kind and not item.unlicensed]
         if names and outcome != "same":
             parts.append(f"{_and(names)} {'is' if len(names) == 1 else 'are'} {_STATES[kind]}")
-    looks = [f"{item.name} {item.note.partition(',')[0]}" for item in criteria if item.unlicensed]
-    if looks:
-        parts.insert(0, f"{_and(looks)}, by an instrument without licence")
+    for kind in ("worse", "better"):
+        names = [item.name for item in criteria if item.unlicensed and item.note.startswith(f"looks {kind}")]
+        if names:
+            looks = "looks" if len(names) == 1 else "look"
+            parts.insert(0, f"{_and(names)} {looks} {kind}, by an instrument without licence")
     smoke = " Smoke: no number here means anything." if reference.report.smoke or other.report.smoke else ""
     reason = f": {'; '.join(parts)}" if parts else ""
     return f"{other.title} {words} {reference.title}{reason}.{smoke}"

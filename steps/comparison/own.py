@@ -25,11 +25,11 @@ def beside_others(store: Store, this: Run, named: Sequence[str]) -> tuple[list[B
     wanted = [*([("the champion, ", champion)] if champion else []), *(("", run) for run in named)]
     for what, run_id in wanted:
         if run_id != this.id and run_id not in others:
-            found = _comparable(store, this, run_id)
-            if isinstance(found, Run):
-                others[run_id] = found
+            other = _comparable(store, this, run_id)
+            if isinstance(other, Run):
+                others[run_id] = other
             else:
-                notes.append(f"Not compared with {what}run {run_id}: {found}")
+                notes.append(f"Not compared with {what}run {run_id}: {other}")
     previous = _previous(store, this)
     if previous and previous.id not in others:
         others[previous.id] = previous

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artifacts_schema.architecture import StageBlocks
 from artifacts_schema.base import Interval
 from steps.comparison import charts
+from steps.comparison.architectures import architectures
+from steps.comparison.frame import cost_of, seconds_of
 from steps.comparison.measures import Criterion, Metric, Pair, compare_pair, metrics
 from steps.comparison.pictures import CaptionRow, caption_rows, common_base
 from steps.comparison.reasons import config_differences, first_difference
@@ -21,8 +22,6 @@ from steps.report.content import (
     Gallery,
     Grid,
     Heading,
-    Strip,
-    Strips,
     Text,
     Tone,
     Verdict,
@@ -32,7 +31,6 @@ from steps.store.base import Store
 MOST_RUNS = 6  # columns of pictures that a card has room for
 _PICTURES_SHOWN = 4
 _MIB = 1 << 20
-_CURRENCY = "of compute.price_per_hour's currency"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def comparison_page(store: Store, found: Comparison) -> list[Block]:
             "Kernel distance over CLIP score with 95 % intervals; the large marks are what is compared.",
         ),
         *_pictures(store, found),
-        *_architectures(runs),
+        *architectures(runs),
         *_curves(runs),
         *_costs(runs),
     ]
@@ -143,7 +141,7 @@ def metric_cells(metric: Metric, found: Comparison) -> list[tuple[str, str, bool
     cells = []
     for place, (run, value) in enumerate(zip(found.runs, metric.values, strict=True)):
         small, tone = _paired(metric, run, found)
-        cells.append((_written(value, metric.style), small, place == best, tone))
+        cells.append((_written(value, metric.style), small, place in best, tone))
     return cells
 
 
@@ -214,65 +212,35 @@ def _gallery(columns: tuple[str, ...], rows: Sequence[CaptionRow]) -> Gallery:
     return Gallery(columns, shown)
 
 
-def _architectures(runs: Sequence[Run]) -> list[Block]:
-    known = [(run, run.evolution) for run in runs]
-    same = len(runs) > 1 and len({found.architecture.layout() if found else "" for _, found in known}) == 1
-    strips = tuple(
-        Strip(
-            f"{'all' if same else run.title}: {len(found.architecture.removed)} removed, "
-            f"{len(found.architecture.copied)} copied, "
-            f"{found.parameters / 1e6:.2f} M parameters",
-            tuple((stage.stage, _pieces(stage)) for stage in found.architecture.stages),
-        )
-        for run, found in known
-        if found
-    )
-    words = (
-        "The runs have the same architecture."
-        if same
-        else "Blocks in order of execution; point at one for its name."
-    )
-    return (
-        [Heading("Architecture", sub=True), Text(words), Strips(strips[:1] if same else strips)]
-        if strips
-        else []
-    )
-
-
-def _pieces(stage: StageBlocks) -> tuple[tuple[str, str], ...]:  # type: ignore[type-arg]
-    """Blocks of a stage as they run, with those that are gone where they were."""
-    states = dict.fromkeys(stage.kept, "kept") | dict.fromkeys(stage.copied, "copied")
-    states |= dict.fromkeys(stage.removed, "removed")
-    return tuple((name, states[name]) for name in sorted(states, key=_place))
-
-
-def _place(block: str) -> tuple[int, int, str]:
-    """ResNet i runs before attention i, and a copy right after its original."""
-    parts = block.split(".")
-    kind = next(place for place, part in enumerate(parts) if part in ("resnets", "attentions"))
-    copy = ".".join(parts[kind + 2 :])
-    return int(parts[kind + 1]), int(parts[kind] == "attentions"), copy
-
-
 def _curves(runs: Sequence[Run]) -> list[Block]:
     chart = charts.curves(runs)
     if chart is None:
         return []
     return [
         Heading("Training", sub=True),
-        Chart(chart, "Optimised loss of the stages that the runs do not share."),
+        Chart(
+            chart,
+            "Optimised loss of the stages that not all runs share; those that share one have the same curve.",
+        ),
     ]
 
 
 def _costs(runs: Sequence[Run]) -> list[Block]:
-    priced = any(run.price_per_hour for run in runs)
+    reports = [run.report for run in runs]
     rows = [
-        ("all stages, if none came from the cache", [f"{run.seconds / 60:.1f} min" for run in runs]),
-        ("what the run itself worked", [f"{run.own_seconds / 60:.1f} min" for run in runs]),
+        (
+            "all stages, if none came from the cache",
+            [f"{seconds_of(report) / 60:.1f} min" for report in reports],
+        ),
+        (
+            "what the run itself worked",
+            [f"{seconds_of(report, own=True) / 60:.1f} min" for report in reports],
+        ),
         ("most memory of a stage", [f"{run.peak_memory_bytes / _MIB:,.0f} MiB" for run in runs]),
     ]
-    if priced:
-        rows.append((f"cost of its own work, {_CURRENCY}", [f"{run.cost:.3g}" for run in runs]))
+    if any(map(cost_of, reports)):
+        rows.append(("price of all stages", [f"{cost_of(report):.3g}" for report in reports]))
+        rows.append(("price of its own work", [f"{cost_of(report, own=True):.3g}" for report in reports]))
     grid = Grid(
         ("", *(run.title for run in runs)), tuple((Cell(name), *map(Cell, cells)) for name, cells in rows)
     )

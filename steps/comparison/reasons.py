@@ -13,7 +13,7 @@ from steps.report.trace import flat
 from steps.store.base import Store
 
 # Names and places: no result depends on them.
-_NO_REASON = ("run.name", "store.", "report.")
+_NO_REASON = ("run.name", "store.", "report.", "promotion.", "schedule.", "notify.")
 _PHRASES = 4
 _ABSENT = "-"
 

@@ -58,29 +58,9 @@ class Run:
         return sum(value for name, value in self.report.headline.items() if _is_size(name))
 
     @property
-    def seconds(self) -> float:
-        """What all stages took when they were made, whichever run made them."""
-        return sum(stage.wall_time_s for stage in self.report.stages)
-
-    @property
-    def own_seconds(self) -> float:
-        """What the stages took that this run made itself."""
-        return sum(stage.wall_time_s for stage in self.report.stages if not stage.cached)
-
-    @property
     def peak_memory_bytes(self) -> int:
         """The most that one stage needed."""
         return max((stage.peak_memory_bytes for stage in self.report.stages), default=0)
-
-    @property
-    def price_per_hour(self) -> float:
-        """Of its machine; 0 where none is configured."""
-        return float(self.report.config.get("compute", {}).get("price_per_hour", 0.0))
-
-    @property
-    def cost(self) -> float:
-        """Price of the stages it made itself, in the currency of `compute.price_per_hour`."""
-        return self.own_seconds / 3600 * self.price_per_hour
 
 
 def load_run(store: Store, report: RunReport) -> Run:

@@ -27,6 +27,12 @@ setTimeout(() => {
   const fold = document.querySelector("details");
   told("folded", Math.round(fold.getBoundingClientRect().height));
   fold.querySelector("summary").click();
+  // The second run alone: the first one's marks fade.
+  const faded = () => [...document.querySelectorAll(".mark-symbol.role-mark path")]
+    .filter(e => Number(e.getAttribute("opacity") ?? 1) < 0.2).length;
+  told("faded", faded());
+  document.querySelectorAll(".role-legend-symbol path")[1].dispatchEvent(new MouseEvent("click", {bubbles: true}));
+  setTimeout(() => told("isolated", faded()), 1000);
   told("unfolded", Math.round(fold.getBoundingClientRect().height));
 }, 4000);
 """
@@ -54,4 +60,5 @@ def test_nothing_is_wider_than_the_card_and_the_fold_opens(tmp_path: Path, count
     told = {name: int(value) for name, value in re.findall(r'data-(\w+)="(\d+)"', found.stdout[:2000])}
     assert told["scroll"] <= WIDTH and told["right"] <= WIDTH
     assert told["charts"] == 1
+    assert (told["faded"], told["isolated"]) == (0, count)  # all but one run, and the real pictures
     assert told["unfolded"] > told["folded"] + 50

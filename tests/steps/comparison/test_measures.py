@@ -71,7 +71,7 @@ def test_one_run_is_no_comparison(tmp_path: Path) -> None:
 
 def test_the_best_is_marked_where_there_is_one() -> None:
     low, high = (Interval(value=value, low=0.0, high=1.0, n=9) for value in (0.2, 0.4))
-    assert Metric("", (high, low, None), False).best() == 1
-    assert Metric("", (high, low), True).best() == 0
-    assert Metric("", (low, low), True).best() is None
-    assert Metric("", (low, None), True).best() is None
+    assert Metric("", (high, low, None), False).best() == (1,)
+    assert Metric("", (high, low, high), True).best() == (0, 2)
+    assert Metric("", (low, low), True).best() == ()
+    assert Metric("", (low, None), True).best() == ()

@@ -7,8 +7,9 @@ import pytest
 
 from artifacts_schema.architecture import StageBlocks
 from steps.comparison import own
+from steps.comparison.architectures import pieces_of
 from steps.comparison.own import beside_others
-from steps.comparison.page import _pieces, compare_runs, comparison_page
+from steps.comparison.page import compare_runs, comparison_page
 from steps.comparison.pictures import caption_rows
 from steps.comparison.words import comparison_lines
 from steps.report.content import Chart, Folded, Gallery, Grid, Heading, Strips, Verdict
@@ -50,7 +51,7 @@ def test_blocks_stand_where_they_run() -> None:
         blocks=("up.1.resnets.0", "up.1.attentions.0", "up.1.attentions.0.copy1", "up.1.attentions.1"),
         removed=("up.1.resnets.1",),
     )
-    assert [(name.removeprefix("up.1."), state) for name, state in _pieces(stage)] == [
+    assert [(name.removeprefix("up.1."), state) for name, state in pieces_of(stage)] == [
         ("resnets.0", "kept"),
         ("attentions.0", "kept"),
         ("attentions.0.copy1", "copied"),
