@@ -156,7 +156,7 @@ BACKEND = Backend(
             "headline": {"size": 3, "distance": [0.123456, 0.1, 0.15]} | RATIO,
             "verdict": "better: it's nearer",
         },
-        4: {"headline": {"distance": [0.3, 0.25, float("nan")], "clip": (None,)} | RATIO},
+        4: {"headline": {"distance": [0.3, 0.25, float("nan")], "clip": (None,), "psnr": [9, 8, 12]} | RATIO},
         1: {
             "headline": {"distance": (1e-05, 5e-06, 2e-05)} | RATIO,
             "config_changes": {"student_8.learning_rate": 1e-05},
@@ -177,6 +177,7 @@ def test_a_run_stands_beside_the_champion_and_the_runs_before_it(tmp_path: Path)
     assert found["cost"] == ["1.20 EUR", "", ""]
     assert found["tags"] == ["preset:openmoji", "champion", "distance:0.3"]
     assert found["distance"] == ["0.1235 [0.1, 0.15]", "0.00001 ▼ [0.000005, 0.00002]", "0.3"]
+    assert found["psnr"] == ["6 [5, 9]", "", "9 [8, 12]"]  # they overlap
     assert found["size"] == ["3", "", ""]
     assert found["the same in all"] == ["ratio 2.5"]
     assert found["student_8.learning_rate"] == ["0.0002", "0.00001", "0.0001"]
@@ -211,7 +212,7 @@ def test_foreign_text_is_shown_as_text(tmp_path: Path) -> None:
     ("backend", "said"),
     [
         (
-            Backend([run(5, status="running")], {}, {}),
+            Backend([run(4, "champion"), run(5, "smoke", status="running")], {}, {}),
             "There is neither a champion nor an earlier run like it.",
         ),
         (Backend([], {}, {}), "The runs cannot be read: flows/SnapFusionFlow/runs/5 answered 404."),
