@@ -1,6 +1,6 @@
 """What `report` says of a run beside others, and what of it Metaflow's own lists can show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifacts_schema.config import SnapFusionConfig
@@ -9,7 +9,7 @@ from flows.runs import named_reports
 from flows.tags import small_artifacts
 from steps.comparison.references import run_id_of
 from steps.files.errors import ConfigError, SnapFusionError
-from steps.report.content import Block
+from steps.report.content import Block, Heading, Verdict
 from steps.store import Store
 
 
@@ -33,3 +33,12 @@ def beside_others(
 
     blocks, verdict = compare(store, Run(report, dict(records)), runs_to_compare(config, store))
     return blocks, small_artifacts(report, config, verdict)
+
+
+def page_with(page: Sequence[Block], beside: Sequence[Block]) -> list[Block]:
+    """A report's page with the verdicts under its first part, and what they rest on at its end."""
+    parts = [place for place, block in enumerate(page) if isinstance(block, Heading) and not block.sub]
+    second = parts[1] if len(parts) > 1 else len(page)
+    verdicts = [block for block in beside if isinstance(block, Verdict)]
+    evidence = [block for block in beside if not isinstance(block, Verdict)]
+    return [*page[:second], *verdicts, *page[second:], *evidence]

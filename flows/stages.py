@@ -21,7 +21,7 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
-from flows.compared import beside_others, runs_to_compare
+from flows.compared import beside_others, page_with, runs_to_compare
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
     CardProgress,
@@ -255,7 +255,7 @@ def report(flow: Any, card: Any) -> None:
             ),
         )
         beside, small = beside_others(config, store, result, found)
-    render(card, [*page, *beside])
+    render(card, page_with(page, beside))
     flow.report_record = pack(result)
     for name, value in small.items():
         setattr(flow, name, value)

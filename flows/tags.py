@@ -111,7 +111,9 @@ def _short(key: str) -> str:
 
 def _value(value: Any) -> str:
     """2e-4 rather than 0.0002; lists as JSON."""
-    if isinstance(value, float) and 0 < abs(value) < 1e-2:
-        mantissa, exponent = f"{value:e}".split("e")
+    if isinstance(value, float) and value and not 1e-2 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.6e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

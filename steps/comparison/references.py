@@ -113,6 +113,6 @@ def _unknown(
     if reason is None:
         reason = f"{reference!r} is no run id, name or tag of a finished run in the store {store.root}"
     near = difflib.get_close_matches(reference, known, n=1, cutoff=0.6)
-    listed = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f"; did you mean {near[0]!r}?" if near else "."
     shown = [item for item in known if item not in WORDS][:6]
     return f"{reason}{listed} Known: {', '.join(shown)}, {', '.join(WORDS)}"

@@ -47,6 +47,22 @@ def test_a_finished_run_is_tagged_with_its_numbers() -> None:
     assert found[-3:] == ["distance:0.1235", "clip:0.7000", "ms:12.3"]
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (2e-4, "2e-4"),
+        (3.46e8, "3.46e8"),
+        (0.75, "0.75"),
+        (0.0, "0"),
+        (12.3, "12.3"),
+        ([499], "[499]"),
+        ("macs", "macs"),
+    ],
+)
+def test_values_are_short(value: Any, words: str) -> None:
+    assert tags._value(value) == words
+
+
 def test_only_a_resumed_run_is_tagged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[list[str]] = []
     run = SimpleNamespace(add_tags=added.append)

@@ -37,3 +37,13 @@ def test_the_first_stage_that_differs_says_why_as_long_as_the_cache_knows(tmp_pa
 def test_a_result_that_is_shared_has_no_first_difference(tmp_path: Path) -> None:
     report = made_run(LocalStore(tmp_path), "1").report
     assert first_difference(LocalStore(tmp_path), report, report) is None
+
+
+def test_stages_are_told_apart_by_key_and_without_one_by_what_they_left(tmp_path: Path) -> None:
+    report = made_run(LocalStore(tmp_path), "1").report
+    remade = [row.model_copy(update={"identity": f"again {row.stage}"}) for row in report.stages]
+    same_keys = report.model_copy(update={"stages": tuple(remade)})
+    assert first_difference(LocalStore(tmp_path), report, same_keys) is None
+    older = [row.model_copy(update={"key": ""}) for row in remade]
+    found = first_difference(LocalStore(tmp_path), report, report.model_copy(update={"stages": tuple(older)}))
+    assert found and found.stage == "start"
