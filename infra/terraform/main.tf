@@ -2,7 +2,8 @@
 # certificate is named. Everything is the modules'; ours are the settings below. Costs money from `apply` on, a few dollars a
 # day without any run: the NAT gateway, the database and two small Fargate services.
 #
-# Tested: `terraform fmt`, checkov, and every argument and output against the modules' own source at these versions. Not tested: `terraform validate` and `apply`; the authors can reach neither Terraform's registry nor AWS.
+# Tested: `terraform fmt`, checkov, and every argument and output against the modules' own source at these versions.
+# Not tested: `terraform validate` and `apply`; the authors can reach neither Terraform's registry nor AWS.
 terraform {
   required_version = ">= 1.5"
   required_providers {
