@@ -69,7 +69,9 @@ def _verdict(block: Verdict) -> str:
 
 
 def _grid(block: Grid) -> str:
-    head = "".join(_header(name) for name in block.headers)
+    # Room for a dotted key, as long as the others keep enough.
+    first = "width:28%;" if len(block.headers) <= 4 else ""
+    head = "".join(_header(name, first if place == 0 else "") for place, name in enumerate(block.headers))
     rows = "".join(
         '<tr style="border-top:1px solid #e8eaed">' + "".join(map(_cell, row)) + "</tr>" for row in block.rows
     )
@@ -81,10 +83,8 @@ def _table(head: str, rows: str) -> str:
     return f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _header(name: str) -> str:
-    style = (
-        "text-align:left;padding:4px 8px;font-size:12px;color:#5f6368;font-weight:600;vertical-align:bottom"
-    )
+def _header(name: str, width: str = "") -> str:
+    style = f"{width}text-align:left;padding:4px 8px;font-size:12px;color:#5f6368;font-weight:600;vertical-align:bottom"
     return f'<th style="{style}">{_text(name)}</th>'
 
 

@@ -5,7 +5,7 @@ needs the scripts (charts, tables, pictures) keeps them.
 """
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metaflow.cards import BlankCard
@@ -34,6 +34,15 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def _flat(parts: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The elements of a page; Metaflow puts those of a task into a section."""
+    for part in parts:
+        if part.get("type") == "section" and not part.get("title"):
+            yield from _flat(part.get("contents", ()))
+        else:
+            yield part
+
+
 class StageCard(BlankCard):
     """Metaflow's blank card, light where it can be once its task is done."""
 
@@ -41,7 +50,7 @@ class StageCard(BlankCard):
 
     def render(self, task: Any, components: Sequence[Any] = (), runtime: bool = False) -> str:
         """The page of a task, whose elements Metaflow gives as JSON."""
-        parts = list(self._components)
+        parts = list(_flat(self._components))
         if not runtime and all(part.get("type") in _WRITERS for part in parts):
             return light_page(str(task.pathspec), parts)
         found: str = super().render(task, components=list(components), runtime=runtime)

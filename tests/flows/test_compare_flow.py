@@ -45,8 +45,7 @@ def card(home: Path, *arguments: str, script: Path) -> str:
     target = home.parent / "card.html"
     found = run(home, "card", "get", *arguments, str(target), script=script)
     assert found.returncode == 0, found.stderr[-2000:]
-    data = re.search(r'mf-card-data[^>]*>\s*window\.__MF_DATA__\["[^"]+"\] = "([^"]+)"', target.read_text())
-    data = data or re.search(r'"([A-Za-z0-9+/=]{2000,})"', target.read_text())
+    data = re.search(r'__MF_DATA__\["[^"]+"\] = "([^"]+)"', target.read_text())
     assert data
     return base64.b64decode(data[1]).decode()
 

@@ -21,7 +21,8 @@ def page(*blocks: Any, runtime: bool = False) -> str:
     bar = ProgressBar(max=64, label=HOSTILE)
     bar.update(64, metadata="loss 0.1")
     parts = [component.render() for component in (*found, bar)]
-    return StageCard(components=parts, graph=None).render(TASK, runtime=runtime)
+    section = {"type": "section", "contents": parts}  # as Metaflow hands them over
+    return StageCard(components=[section], graph=None).render(TASK, runtime=runtime)
 
 
 def test_a_finished_card_of_text_and_bars_is_light_and_runs_nothing() -> None:
