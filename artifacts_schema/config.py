@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
+from artifacts_schema.resources import ResourcesConfig
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     CoremlCompressionConfig,
@@ -139,6 +140,7 @@ class SnapFusionConfig(Frozen):
     coreml_export: CoremlExportConfig = CoremlExportConfig()
     coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
+    resources: dict[str, ResourcesConfig] = {}  # by step of the flow, and "default"; see flows/remote.py
 
 
 class InvalidConfig(ValueError):
@@ -183,7 +185,9 @@ def _describe(item: Any) -> str:
 def _nearest(location: list[str]) -> str:
     """Suggestion for an unknown key: the closest one in its section, else wherever in the configuration it exists."""
     section: Any = SnapFusionConfig
-    for part in location[:-1]:
+    for position, part in enumerate(location[:-1]):
+        if position == 1 and location[0] == "resources":
+            continue  # the name of a step, below which lies the table that is already found
         section = _section_of(section, part)
         if section is None:
             return ""

@@ -19,13 +19,16 @@ from metaflow import Config, FlowSpec, card, current, package_sources, step
 
 from flows import stages
 from flows.config import parse
+from flows.remote import RemoteCompute
 from flows.runtime import pack, read_config, unpack
 
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
 
+@RemoteCompute()
 @package_sources(
-    ["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"]
+    ["../steps", "../artifacts_schema", "../flows", "../configs"],
+    suffixes=[".py", ".json", ".toml", ".sh", ".swift"],
 )
 class SnapFusionFlow(FlowSpec):
     """The whole method, one stage per step."""

@@ -22,6 +22,7 @@ from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
+from flows.fetched import with_inputs_here, with_table_here
 from flows.runtime import (
     CardProgress,
     inputs_hash,
@@ -76,7 +77,8 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
 
     `more` are records that this task has made itself.
     """
-    record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
+    config = with_table_here(read_config(flow)) if STAGES[stage].measures else read_config(flow)
+    record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -89,6 +91,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
     store = store_of(config)
     store.check()
+    config = with_inputs_here(config)
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
