@@ -76,13 +76,19 @@ def engine_of(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
             return engine, False
         if command in arguments and "create" in arguments:
             return engine, True
-    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for name, value in zip(arguments, [*arguments[1:], ""], strict=False):
         spec = (
             value if name == "--with" else name.removeprefix("--with=") if name.startswith("--with=") else ""
         )
         if spec.partition(":")[0] in ("kubernetes", "batch"):
             return _COMMANDS[spec.partition(":")[0]], True
     return None, False
+
+
+def on_other_machine() -> bool:
+    """True in a pod or a Batch job."""
+    engine, submits = engine_of((), os.environ)
+    return engine is not None and not submits
 
 
 def resources_of(config: SnapFusionConfig, step: str) -> ResourcesConfig:

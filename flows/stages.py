@@ -21,6 +21,7 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
+from flows.disk_needs import tell_disks
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.fetched import with_inputs_here, with_table_here
 from flows.runtime import (
@@ -112,6 +113,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
     if not prepared:  # else it has told already, before it encoded anything
         print(_estimates(config, plan))
+    tell_disks(config, plan)
     return plan
 
 

@@ -30,6 +30,7 @@ def _config(**sections: Any) -> SnapFusionConfig:
         ("run --with retry", {}, (None, False)),
         ("run --tag kubernetes", {}, (None, False)),
         ("show", {}, (None, False)),
+        ("", {}, (None, False)),
         ("run --with kubernetes", {}, ("kubernetes", True)),
         ("run --with=batch:cpu=4", {}, ("batch", True)),
         ("argo-workflows create --only-json", {}, ("kubernetes", True)),
