@@ -36,6 +36,7 @@ READ_BY: dict[str, set[str]] = {
     "compute.threads": {"latency_profile"},  # measured on so many
     "store": set(),
     "report": set(),
+    "resources": set(),  # of other machines
     "base": {"start"},
     "data": {"start"},
     "data.shards": set(),  # of webdataset, by what is in them
@@ -108,6 +109,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "coreml_compression.schemes": {"coreml_compression.schemes": ["palette_6", "mixed"]},
     "report.compare_to": {"report.compare_to": ["7"]},
     "report.output": {"report.output": "elsewhere"},
+    "resources": {"resources": {"default": {"cpu": 2}}},
 }  # fmt: skip
 
 
