@@ -39,7 +39,7 @@ class RemoteRefused(MetaflowException):
     headline = "Run on other machines refused"
 
 
-class RemoteCompute(FlowMutator):  # type: ignore[misc]
+class RemoteCompute(FlowMutator):
     """Attaches @kubernetes or @batch, @retry, @timeout and @environment; what `--with` says explicitly comes first."""
 
     def mutate(self, mutable_flow: Any) -> None:

@@ -23,8 +23,6 @@ def check_settings(engine: str, arguments: Sequence[str], queues: Sequence[str |
     wanted = dict(_BATCH) | (_STEP_FUNCTIONS if "step-functions" in arguments else {})
     if queues and all(queues):
         del wanted["BATCH_JOB_QUEUE"]
-    if "step-functions" in arguments and "schedule" in arguments:
-        wanted["EVENTS_SFN_ACCESS_IAM_ROLE"] = "the role with which EventBridge starts the state machine"
     missing = [
         f"METAFLOW_{name} is not set, {what}: {_ADVICE}"
         for name, what in wanted.items()
