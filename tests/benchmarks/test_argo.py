@@ -228,14 +228,11 @@ def test_every_pod_is_what_kubernetes_takes(workflow: Any) -> None:
 
 def _pod(template: Any) -> Any:
     """The pod that Argo's controller makes of a container template."""
-    spec = {
-        "containers": [template["container"]], "volumes": template["volumes"], "restartPolicy": "Never",
-        "tolerations": template["tolerations"], "nodeSelector": template["nodeSelector"],
-        "serviceAccountName": template["serviceAccountName"],
-    }  # fmt: skip
-    return _said(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template["metadata"]}, "spec": spec}
-    )
+    shared = ("volumes", "tolerations", "nodeSelector", "serviceAccountName")
+    spec = {"containers": [template["container"]], "restartPolicy": "Never"}
+    spec |= {name: template.get(name) for name in shared}
+    metadata = {"name": "x", **template.get("metadata", {})}
+    return _said({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
 def _said(value: Any) -> Any:
