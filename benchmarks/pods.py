@@ -25,7 +25,6 @@ _PREFIX = Path(sys.prefix)
 IMAGE = {
     "PATH": f"{_PREFIX / 'bin'}:/usr/local/bin:/usr/bin:/bin",
     "HOME": "/root",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 """What an image sets."""
 
