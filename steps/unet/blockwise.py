@@ -22,7 +22,11 @@ from steps.unet.level import Level
 
 
 class BlockwiseUNet(
-    ModelMixin, ConfigMixin, AttentionMixin, UNet2DConditionLoadersMixin, PeftAdapterMixin  # type: ignore[misc]  # untyped
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    UNet2DConditionLoadersMixin,
+    PeftAdapterMixin,  # type: ignore[misc]  # untyped
 ):
     """UNet of the blocks that `architecture` lists; called like UNet2DConditionModel, and takes its LoRAs.
 
