@@ -26,7 +26,7 @@ class BlockwiseUNet(
     ConfigMixin,
     AttentionMixin,
     UNet2DConditionLoadersMixin,
-    PeftAdapterMixin,  # type: ignore[misc]  # untyped
+    PeftAdapterMixin,
 ):
     """UNet of the blocks that `architecture` lists; called like UNet2DConditionModel, and takes its LoRAs.
 
