@@ -15,11 +15,12 @@ prepare()
 
 from typing import Any
 
-from metaflow import Config, FlowSpec, card, current, package_sources, step
+from metaflow import Config, FlowSpec, card, current, package_sources, project, step
 
-from flows import stages
+from flows import promotion, stages
 from flows.config import parse
 from flows.runtime import pack, read_config, unpack
+from flows.schedule import Scheduled
 from flows.stage_card import register
 from flows.tags import tag_run
 
@@ -28,6 +29,8 @@ register()
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
 
+@Scheduled()
+@project(name="snapfusion")
 @package_sources(
     ["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"]
 )
@@ -169,8 +172,9 @@ class SnapFusionFlow(FlowSpec):
 
     @step
     def end(self) -> None:
-        """Say where everything is."""
+        """Promote or keep the champion, tag the run, and say where everything is."""
         report = unpack(self.report_record)
+        self.promotion = promotion.at_end(self)
         tag_run(read_config(self), report, unpack(self.architecture_evolution_record))
         stages.end(report, current.run_id)
 

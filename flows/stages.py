@@ -24,7 +24,7 @@ from flows.commands.store_options import store_options
 from flows.compared import beside_others, page_with, runs_to_compare
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
-    CardProgress,
+    card_progress,
     inputs_hash,
     output_folder,
     pack,
@@ -40,6 +40,7 @@ from flows.tags import keep_tags
 from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
+from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
 from steps.store import get_bytes, local_folder, put_folder
 
@@ -94,7 +95,9 @@ def start(config: SnapFusionConfig) -> RunPlan:
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     runs_to_compare(config, store)
-    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    if config.promotion.enabled:
+        champion_report(store)  # so does a champion that the run could not be held against
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
@@ -123,7 +126,7 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     origin = plan.provenance
     machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
     found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
+    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -278,6 +281,7 @@ def end(result: RunReport, run_id: str) -> None:
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
     print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
+    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(
         f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'
