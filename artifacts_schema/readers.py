@@ -13,13 +13,14 @@ from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPi
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.protocol import ProtocolRecord
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
     ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
     EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord, PreparedDataRef,
-    RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
+    ProtocolRecord, RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
 )  # fmt: skip
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 

@@ -168,13 +168,16 @@ class EvaluationConfig(Frozen):
     """
 
     volatile: ClassVar[frozenset[str]] = frozenset(
-        {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
+        {"signal_clip", "measure_clip", "inception", "protocols", "variants", "base_steps", "grid_pictures"}
     )
 
     signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
     measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
     features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
     inception: str | None = None  # the file of features = "inception", NVIDIA's inception-2015-12-05.pt
+    protocols: Annotated[str, Field(min_length=1)] = (
+        "splits"  # the data's own splits, without a licence; "frozen": docs/protocols; else a folder of your own
+    )
     variants: tuple[str, ...] = (
         "base_50",
         "base_8",
@@ -191,12 +194,19 @@ class EvaluationConfig(Frozen):
     pictures: Count = 64  # per variant
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
+    apart_pictures: CountOrZero = (
+        0  # of `seen` and of `novel` captions each, with frozen protocols; never a headline
+    )
     grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = 16
 
     @model_validator(mode="after")
     def _inception_has_a_file(self) -> Self:
         if self.features == "inception" and not self.inception:
             raise ValueError('features = "inception" needs inception, the path of inception-2015-12-05.pt')
+        if self.apart_pictures and self.protocols == "splits":
+            raise ValueError(
+                "apart_pictures needs frozen protocols, which name the captions that are reported apart"
+            )
         return self
 
 

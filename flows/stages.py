@@ -241,7 +241,14 @@ def report(flow: Any, card: Any) -> None:
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store, previous_reports(config, store)),
+            page_records(
+                config,
+                records,
+                manifest,
+                store,
+                previous_reports(config, store),
+                project_root=PROJECT_ROOT,
+            ),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),

@@ -1,7 +1,7 @@
 """The whole report page from the records of a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentRepo
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.licences import Licence
 from artifacts_schema.references import ObjectRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -46,6 +47,7 @@ class RunRecords:
     drawing: BundleDrawing | None = None
     compression: CompressionRecord | None = None
     previous: Sequence[Mapping[str, Any]] = ()
+    licences: Mapping[str, Licence] = field(default_factory=dict)
 
 
 def build_page(
@@ -55,7 +57,7 @@ def build_page(
     return [
         *_head(records, report.labels),
         *_pictures(records, store),
-        *quality(records.evaluations, records.comparisons, records.guidance),
+        *quality(records.evaluations, records.comparisons, records.guidance, records.licences),
         *_latency(records),
         *_architecture(records),
         *trainings(records.trainings, records.evolution),

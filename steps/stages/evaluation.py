@@ -4,16 +4,23 @@ Every variant sees the same captions and the same noise, so differences between 
 """
 
 import time
+from typing import Any
+
+from torch import Tensor
 
 from artifacts_schema.base import Measurement
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
+from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint, GuidanceRecord, RealPicturesRecord
+from artifacts_schema.protocol import Part
+from artifacts_schema.stage_configs import EvaluationConfig
 from steps.evaluation.bench import Bench
-from steps.evaluation.variants import variant_of
+from steps.evaluation.variants import Variant, variant_of
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.stages.guidance_selection import models_of
 from steps.stages.real_pictures import load_reference
+
+PARTS_APART: tuple[Part, ...] = ("seen", "novel")
 
 
 def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) -> EvaluationRecord:
@@ -23,22 +30,17 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
     guidance: GuidanceRecord = inputs.earlier("guidance")
     real = record.splits[config.split]
     bench = Bench(inputs, config.split, config.features, context)
-    unet, decoder, prediction = models_of(inputs, context)
+    reference = load_reference(context.store, real)
+    bench.check_environment(reference[0])
+    models, scale = models_of(inputs, context), guidance.guidance_scale
     context.progress.start(f"evaluation {variant.name}", config.pictures)
     started = time.monotonic()
-    images = bench.draw(
-        unet,
-        decoder,
-        config.pictures,
-        guidance.guidance_scale,
-        steps=variant.steps,
-        prediction_type=prediction,
-        sampler=variant.sampler,
-    )
+    images = drawn(bench, models, variant, config.pictures, scale)
     seconds = (time.monotonic() - started) / config.pictures
     context.progress.update(config.pictures)
     captions = bench.drawn(config.pictures)
-    point = bench.measure(images, captions, guidance.guidance_scale, load_reference(context.store, real))
+    point = bench.measure(images, captions, scale, reference)
+    apart = _apart(inputs, models, variant, config, context, scale) if config.apart_pictures else {}
     context.progress.close()
     refs = (inputs.earlier("unet"), inputs.earlier("decoder"))
     return EvaluationRecord(
@@ -60,4 +62,38 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
         captions=tuple(captions),
         protocol=bench.protocol(real, config.pictures),
         seconds_per_picture=Measurement.of([seconds], "s"),
+        apart=apart,
     )
+
+
+def drawn(bench: Bench, models: tuple[Any, Any, Any], variant: Variant, count: int, scale: float) -> Tensor:
+    """uint8 pictures (count, 3, H, W) of a variant at one guidance scale."""
+    unet, decoder, prediction = models
+    return bench.draw(
+        unet,
+        decoder,
+        count,
+        scale,
+        steps=variant.steps,
+        prediction_type=prediction,
+        sampler=variant.sampler,
+    )
+
+
+def _apart(
+    inputs: StageInputs,
+    models: tuple[Any, Any, Any],
+    variant: Variant,
+    config: EvaluationConfig,
+    context: StageContext,
+    scale: float,
+) -> dict[str, GuidancePoint]:
+    """The same variant on captions of other categories and with unknown words, each against their own real pictures."""
+    found = {}
+    for part in PARTS_APART:
+        bench = Bench(inputs, config.split, config.features, context, part)
+        images = drawn(bench, models, variant, config.apart_pictures, scale)
+        real = bench.features(bench.subject.images()).numpy()
+        captions = bench.drawn(config.apart_pictures)
+        found[part] = bench.measure(images, captions, scale, (real, bench.captions))
+    return found

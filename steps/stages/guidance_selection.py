@@ -29,6 +29,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
         unet, decoder, prediction = models_of(inputs, context)
         context.progress.start(f"guidance of {variant.name}", count * len(scales))
         reference = load_reference(context.store, real.splits["validation"])
+        bench.check_environment(reference[0])
         for number, scale in enumerate(scales, start=1):
             images = bench.draw(
                 unet,

@@ -87,7 +87,10 @@ def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
 
 
 def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    found = values_of(config, ["evaluation.features", "evaluation.pictures", "evaluation.split"])
+    found = values_of(
+        config,
+        ["evaluation.features", "evaluation.pictures", "evaluation.split", "evaluation.apart_pictures"],
+    )
     return found | {"steps": variant_of(label, config).steps}
 
 
@@ -168,13 +171,13 @@ STAGES: dict[str, Stage] = {
         Stage(
             "real_pictures",
             settings=("evaluation.features",),
-            reads=("data", "signal_clip", "measure_clip", "inception"),
+            reads=("data", "signal_clip", "measure_clip", "inception", "protocols"),
             packages=_INSTRUMENTS,
         ),
         Stage(
             "guidance_selection",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "inception"),
+            reads=("base", "data", "signal_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_guided,
             further=_models_of,
@@ -183,7 +186,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "evaluation",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "measure_clip", "inception"),
+            reads=("base", "data", "signal_clip", "measure_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
             further=_evaluated_models,
