@@ -19,6 +19,22 @@ from artifacts_schema.ranges import (
     Weight,
 )
 
+VariantName = Literal[
+    "base_50",
+    "base_8",
+    "base_8_dpm",
+    "base_4_dpm",
+    "base_2_dpm",
+    "teacher_16",
+    "student_16",
+    "student_8",
+    "student_8_small_decoder",
+    "student_8_compressed",
+    "student_4_small_decoder",
+    "student_2_small_decoder",
+]
+"""What can be evaluated; `student_8_compressed` are the packages that ship, the others are torch's."""
+
 KEPT_PICTURES = 64
 """So many pictures of every evaluated point are kept, for the report; all others are only measured."""
 
@@ -178,7 +194,7 @@ class EvaluationConfig(Frozen):
     protocols: Annotated[str, Field(min_length=1)] = (
         "splits"  # the data's own splits, without a licence; "frozen": docs/protocols; else a folder of your own
     )
-    variants: tuple[str, ...] = (
+    variants: tuple[VariantName, ...] = (
         "base_50",
         "base_8",
         "base_8_dpm",
@@ -186,6 +202,7 @@ class EvaluationConfig(Frozen):
         "student_16",
         "student_8",
         "student_8_small_decoder",
+        "student_8_compressed",
     )
     guidance_scales: tuple[Positive, ...] = Field(
         (3.0,), min_length=1
@@ -203,6 +220,10 @@ class EvaluationConfig(Frozen):
     def _inception_has_a_file(self) -> Self:
         if self.features == "inception" and not self.inception:
             raise ValueError('features = "inception" needs inception, the path of inception-2015-12-05.pt')
+        if "student_8_compressed" in self.variants and "student_8_small_decoder" not in self.variants:
+            raise ValueError(
+                "variants: student_8_compressed is drawn at the guidance scale of student_8_small_decoder, which must be there"
+            )
         if self.apart_pictures and self.protocols == "splits":
             raise ValueError(
                 "apart_pictures needs frozen protocols, which name the captions that are reported apart"

@@ -80,6 +80,16 @@ class Bench:
         """The captions of `count` pictures."""
         return [self.texts[i] for i in self.chosen(count).tolist()]
 
+    def noise(self, count: int) -> Tensor:
+        """(count, c, h, w): what the pictures are drawn from, whoever draws them."""
+        return keyed_normal(
+            self.inputs.base.latent_shape,
+            seed=self.subject.seed,
+            name="evaluation",
+            iteration=0,
+            indices=torch.arange(count),
+        )
+
     def draw(  # noqa: PLR0913 - what decides a picture
         self,
         unet: nn.Module,
@@ -92,7 +102,7 @@ class Bench:
         sampler: Sampler,
     ) -> Tensor:
         """uint8 pictures (count, 3, H, W) at one guidance scale; picture i has the i-th of the `chosen` captions."""
-        base, numbers = self.inputs.base, torch.arange(count)
+        base = self.inputs.base
         if isinstance(self.subject, FrozenSubject) and base.image_size != self.subject.protocol.image_size:
             raise EvaluationError(
                 f"protocol {self.subject.protocol.name!r} is of pictures of {self.subject.protocol.image_size} pixels a "
@@ -102,9 +112,7 @@ class Bench:
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(base.scheduler_config),
-            noise=keyed_normal(
-                base.latent_shape, seed=self.subject.seed, name="evaluation", iteration=0, indices=numbers
-            ),
+            noise=self.noise(count),
             embeddings=embeddings,
             empty_embedding=empty,
             steps=steps,

@@ -33,6 +33,12 @@ _COMPARISONS = (
     ("base_8", "student_8_small_decoder"),
     ("base_8_dpm", "student_8_small_decoder"),
     ("student_8", "student_8_small_decoder"),
+    ("base_50", "student_8_compressed"),
+    ("student_8_small_decoder", "student_8_compressed"),
+    ("base_50", "student_4_small_decoder"),
+    ("base_4_dpm", "student_4_small_decoder"),
+    ("base_50", "student_2_small_decoder"),
+    ("base_2_dpm", "student_2_small_decoder"),
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
@@ -40,6 +46,11 @@ _COMPARISONS = (
 _NAMES = {
     ("base_50", "student_8_small_decoder"): "student8_vs_base50",
     ("base_8_dpm", "student_8_small_decoder"): "student8_vs_dpm8",
+    ("base_50", "student_8_compressed"): "compressed_vs_base50",
+    ("base_50", "student_4_small_decoder"): "student4_vs_base50",
+    ("base_4_dpm", "student_4_small_decoder"): "student4_vs_dpm4",
+    ("base_50", "student_2_small_decoder"): "student2_vs_base50",
+    ("base_2_dpm", "student_2_small_decoder"): "student2_vs_dpm2",
 }
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
