@@ -189,6 +189,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(location)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if not location:  # two sections do not go together
+        return message
     if location[0] == "store":  # somebody may have put a password into an address: it must not reach a log
         return f"'{key}' {message}"
     return f"'{key}' {message}, found {item['input']!r}"

@@ -3,6 +3,7 @@
 `Record.from_payload` brings an older version up to date; an example of every version lies in `tests/fixtures/records/`.
 """
 
+from artifacts_schema.ablation import AblationRecord
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord
 from artifacts_schema.base import Record, content_hash, json_object
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
@@ -18,9 +19,9 @@ from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
-    ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
-    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord, PreparedDataRef,
-    ProtocolRecord, RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
+    AblationRecord, ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord,
+    DeviceMeasurement, EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord,
+    PreparedDataRef, ProtocolRecord, RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
 )  # fmt: skip
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 

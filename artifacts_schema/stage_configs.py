@@ -133,7 +133,8 @@ class StepDistillationConfig(Frozen):
     final_steps: Count = 8  # P
     cfg_probability: Fraction = 0.1  # P Fig. 7
     cfg_range: tuple[GuidanceScale, GuidanceScale] = (2.0, 14.0)  # P section 4
-    gamma: Weight = 0.2  # P section 5.2, dynamic
+    gamma: Weight = 0.2  # P section 5.2
+    dynamic_gamma: bool = True  # P section 5.2: L_ori is first brought to the distillation loss's size
     caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
     validation_captions: Annotated[int, Field(ge=1, le=10_000)] = 32  # of every held-out check, ours
     validation_guidance_scale: GuidanceScale = 3.0  # ours
@@ -175,6 +176,7 @@ class DecoderDistillationConfig(Frozen):
     ddim_steps: Annotated[int, Field(ge=1, le=1000)] = 50  # P B.2
     guidance_scale: GuidanceScale = 3.0  # ours: paper gives none
     width_fraction: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5  # P section 3.2
+    start: Literal["sliced", "fresh"] = "sliced"  # ours: the full decoder's strongest channels; P gives none
 
 
 class EvaluationConfig(Frozen):

@@ -136,6 +136,7 @@ def distil(
         cfg_probability=shared.cfg_probability if cfg_aware else 0.0,
         cfg_range=shared.cfg_range,
         gamma=shared.gamma,
+        dynamic_gamma=shared.dynamic_gamma,
     )
     check = TeacherCheck(
         teacher, sampling, latent_shape, shared=shared, student_steps=student_steps, seed=context.seed

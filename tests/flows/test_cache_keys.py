@@ -97,6 +97,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "step_distillation.intermediate_steps": 8, "step_distillation.final_steps": 4,
     },
     "step_distillation.cfg_range": {"step_distillation.cfg_range": [2.0, 7.0]},
+    "decoder_distillation.start": {"decoder_distillation.start": "fresh"},
     "student_16.teacher": {"student_16.teacher": "velocity_finetuning"},
     "evaluation.signal_clip": {"evaluation.signal_clip": "assets/evaluators/openclip_measure"},
     "evaluation.measure_clip": {"evaluation.measure_clip": "assets/evaluators/openclip_signal"},
