@@ -11,6 +11,9 @@ from artifacts_schema.config import InvalidConfig, SnapFusionConfig, parse_confi
 from artifacts_schema.evaluation import GuidancePoint, RealSplit
 from artifacts_schema.ranges import Count, CountOrZero, GuidanceScale
 
+REFERENCE = "reference"
+"""The arm that is the run's own recipe; the only one that may change nothing."""
+
 Weights = Literal["velocity_finetuning", "robust_training", "teacher_16", "student_16", "student_8"]
 Kind = Literal["distillation", "dropping", "removal", "decoder"]
 
@@ -117,7 +120,7 @@ def read_overlay(name: str, text: str, run: SnapFusionConfig, common: AblationCo
         f"ablation.{key}": value
         for key, value in _differences(plain.model_dump(mode="json"), arm.model_dump(mode="json"))
     }
-    if not changes and arm.arm != "reference":
+    if not changes and name != REFERENCE:
         raise InvalidConfig(
             f"overlay {name} changes nothing: the run has all of its values already; leave it out, or give it other values"
         )

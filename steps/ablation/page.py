@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from safetensors.torch import load_file
 
-from artifacts_schema.ablation import AblationRecord
+from artifacts_schema.ablation import REFERENCE, AblationRecord
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import GuidancePoint
 from artifacts_schema.references import ObjectRef
@@ -17,7 +17,6 @@ from steps.report import charts
 from steps.report.content import Block, Chart, Heading, PictureRows, Table, Text
 from steps.store.base import Store
 
-REFERENCE = "reference"
 _AGAINST = {"h": "h_evolved", "i": "i_sliced_50", "j": "h_evolved"}
 _SHOWN = 8
 
