@@ -8,7 +8,7 @@ Arms that have run before, of the same run by the same code, are taken from the 
 """
 
 # ruff: noqa: E402 - the environment must be prepared before metaflow is imported
-from flows.environment import CODE_ROOT, prepare
+from flows.environment import prepare
 
 prepare()
 
@@ -28,9 +28,9 @@ class AblationFlow(FlowSpec):
 
     config = Config(
         "config",
-        default=str(CODE_ROOT / "configs" / "ablation.toml"),
+        default_value="",
         parser=parse_ablation,
-        help="TOML file; what all arms share",
+        help="TOML file: length of an arm, pictures, overlays; see AblationConfig",
     )
     of_run = Parameter("of_run", default="", help="a finished run; none: the configuration's, or the newest")
     arms = Parameter(

@@ -8,7 +8,7 @@ from metaflow import current
 from artifacts_schema.ablation import AblationConfig, AblationRecord, Overlay
 from artifacts_schema.config import ComputeConfig, InvalidConfig, StoreConfig
 from artifacts_schema.report import RunReport
-from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
+from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import CardProgress, configure_logging, pack, provenance, unpack
 from steps.cache.leases import in_use
 from steps.cache.provenance import DISTRIBUTION, code_version
@@ -34,7 +34,8 @@ def start(flow: Any) -> None:
 
     common = read_common(flow)
     store, report = _run(common)
-    folder = PROJECT_ROOT / common.overlays
+    roots = (PROJECT_ROOT, CODE_ROOT)  # one's own, or those that were installed
+    folder = next((r / common.overlays for r in roots if (r / common.overlays).is_dir()), PROJECT_ROOT)
     try:
         found = overlays(common, run_config(report), folder)
     except InvalidConfig as error:

@@ -18,7 +18,7 @@ from artifacts_schema.config import (
 from artifacts_schema.pretraining import PretrainingConfig, load_pretraining_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("pretrain", "ablation"))
+CONFIGS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "pretrain")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
