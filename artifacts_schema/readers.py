@@ -7,6 +7,7 @@ from artifacts_schema.ablation import AblationRecord
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord
 from artifacts_schema.base import Record, content_hash, json_object
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
+from artifacts_schema.champion import ChampionHistory
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
@@ -19,10 +20,27 @@ from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
-    AblationRecord, ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord,
-    DeviceMeasurement, EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, LicenceRecord,
-    PreparedDataRef, ProtocolRecord, RealPicturesRecord, RunPlan, RunReport, TrainingRecord,
-)  # fmt: skip
+    AblationRecord,
+    ArchitectureSpec,
+    BundleDrawing,
+    BundleManifest,
+    ChampionHistory,
+    ComponentReport,
+    CompressionRecord,
+    DeviceMeasurement,
+    EvaluationRecord,
+    EvolutionRecord,
+    GuidanceRecord,
+    LatencyKit,
+    LatencyTable,
+    LicenceRecord,
+    PreparedDataRef,
+    ProtocolRecord,
+    RealPicturesRecord,
+    RunPlan,
+    RunReport,
+    TrainingRecord,
+)
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 
 
