@@ -47,7 +47,8 @@ class _TimeAndGuidance(nn.Module):
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         embedding: Tensor = self.inner(sample, condition)
-        return embedding + self.project(_waves(self.w.to(sample.device)).to(sample.dtype))
+        told: Tensor = self.project(_waves(self.w.to(sample.device)).to(sample.dtype))
+        return embedding + told
 
 
 def _waves(w: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def _rows(
     record: AblationRecord, apart: Mapping[tuple[str, str], Mapping[str, Interval]]
 ) -> list[tuple[str, ...]]:
     changes = ", ".join(f"{name} = {value}" for name, value in record.changes.items()) or "nothing"
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place, point in record.points.items():
         found = apart.get((record.name, place))
         rows.append(

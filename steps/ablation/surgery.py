@@ -41,7 +41,8 @@ def _without(whole: EvolvedUNet, units: list[str]) -> nn.Module:
     for unit in units:
         if unit in {item.id for item in list_units(spec, whole.geometry())}:
             spec = remove_unit(spec, whole.geometry(), unit)
-    return build(spec, whole).eval().requires_grad_(False)
+    model: nn.Module = build(spec, whole).eval().requires_grad_(False)
+    return model
 
 
 def repaired(

@@ -122,7 +122,7 @@ def _apart(
     inputs: StageInputs, config: EvaluationConfig, context: StageContext, scale: float, draw: Drawing
 ) -> dict[str, GuidancePoint]:
     """The same variant on captions of other categories and with unknown words, each against their own real pictures."""
-    found = {}
+    found: dict[str, GuidancePoint] = {}
     for part in PARTS_APART:
         bench = Bench(inputs, config.split, config.features, context, part)
         images = draw(bench, config.apart_pictures)
