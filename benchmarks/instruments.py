@@ -158,10 +158,8 @@ class Known:
             )
             other = features["base_50"]
             levels = self._pictures(latents, features)
-            levels |= {
-                "fidelity_latents": self._fidelity(latents),
-                "fidelity_features": self._fidelity(features),
-            }
+            levels["fidelity_latents"] = self._fidelity(latents)
+            levels["fidelity_features"] = self._fidelity(features)
             for name, estimates in levels.items():
                 found[name].append(estimates)
         return found
@@ -193,8 +191,9 @@ class Known:
         return self.bench.subject.images()[kept], [self.bench.captions[i] for i in kept]
 
     def _distance(self, features: Tensor, groups: list[str]) -> Estimate:
-        real, real_groups = self.reference
-        return kernel_distance(features.numpy(), real, groups=groups, real_groups=real_groups)
+        return kernel_distance(
+            features.numpy(), self.reference[0], groups=groups, real_groups=self.reference[1]
+        )
 
     def _fidelity(self, found: Mapping[str, Tensor]) -> dict[str, Estimate]:
         """Mean square difference from base_50's, by level."""
@@ -271,10 +270,8 @@ def _metric(name: str, value: Interval, note: str = "") -> Metric:
 def write_licences(record: LicenceRecord, protocol: ProtocolRecord, protocols: Path) -> Path | None:
     """The file that reports read; None for a trial, which is of too few pictures for a claim."""
     if record.pictures < protocol.pictures:
-        logger.warning(
-            "too few pictures for a claim: protocol %s asks for %d, found %d; no licence is written",
-            protocol.name, protocol.pictures, record.pictures,
-        )  # fmt: skip
+        said = "too few pictures for a claim: protocol %s asks for %d, found %d; no licence is written"
+        logger.warning(said, protocol.name, protocol.pictures, record.pictures)
         return None
     own = protocols.resolve() != FROZEN_PROTOCOLS.resolve()
     path = (protocols.resolve().parent / "licences" if own else INCLUDED) / f"{protocol.name}.json"
@@ -293,9 +290,8 @@ def main() -> int:
     except SnapFusionError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    publish(
-        result(metrics(record), module="benchmarks.instruments", seed=known.protocol.noise_seed), options.json
-    )
+    found = result(metrics(record), module="benchmarks.instruments", seed=known.protocol.noise_seed)
+    publish(found, options.json)
     if path := write_licences(record, known.protocol, options.protocols):
         logger.info("licences: %s", path)
     return 0

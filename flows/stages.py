@@ -238,17 +238,11 @@ def report(flow: Any, card: Any) -> None:
     components = shipped(records, config)
     records |= {f"coreml_export {item.component}": item for item in components}
     manifest: BundleManifest = unpack(flow.bundle_record)
+    previous = previous_reports(config, store)
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(
-                config,
-                records,
-                manifest,
-                store,
-                previous_reports(config, store),
-                project_root=PROJECT_ROOT,
-            ),
+            page_records(config, records, manifest, store, previous, project_root=PROJECT_ROOT),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),
