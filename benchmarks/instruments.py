@@ -98,9 +98,7 @@ class Known:
     def _context(self) -> StageContext:
         work: Path = self.options.work
         work.mkdir(parents=True, exist_ok=True)
-        return StageContext(
-            stage="instruments", store=LocalStore(work / "store"), work=work, seed=0, device=self.device
-        )
+        return StageContext("instruments", LocalStore(work / "store"), work, seed=0, device=self.device)
 
     def latents(self, level: str, seeds: int) -> Tensor:
         """Final latents (n, c, h, w) of a level from one set of noise, kept on disk."""
