@@ -15,6 +15,7 @@ from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPi
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.protocol import ProtocolRecord
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -35,6 +36,7 @@ _CLASSES: tuple[type[Record], ...] = (
     LatencyTable,
     LicenceRecord,
     PreparedDataRef,
+    PromotionDecision,
     ProtocolRecord,
     RealPicturesRecord,
     RunPlan,

@@ -21,9 +21,10 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
+from flows.compared import beside_others, page_with, runs_to_compare
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
-    CardProgress,
+    card_progress,
     inputs_hash,
     output_folder,
     pack,
@@ -35,12 +36,13 @@ from flows.runtime import (
     store_of,
     unpack,
 )
+from flows.tags import keep_tags
 from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
-from steps.files.errors import ConfigError
+from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
-from steps.store import Store, get_bytes, local_folder, put_folder
+from steps.store import get_bytes, local_folder, put_folder
 
 
 class Records(Mapping[str, Any]):
@@ -76,6 +78,7 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
 
     `more` are records that this task has made itself.
     """
+    keep_tags(flow)
     record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
@@ -91,8 +94,10 @@ def start(config: SnapFusionConfig) -> RunPlan:
     store.check()
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
-    previous_reports(config, store)
-    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    runs_to_compare(config, store)
+    if config.promotion.enabled:
+        champion_report(store)  # so does a champion that the run could not be held against
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
@@ -121,7 +126,7 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     origin = plan.provenance
     machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
     found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
+    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -238,11 +243,10 @@ def report(flow: Any, card: Any) -> None:
     components = shipped(records, config)
     records |= {f"coreml_export {item.component}": item for item in components}
     manifest: BundleManifest = unpack(flow.bundle_record)
-    previous = previous_reports(config, store)
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store, previous, project_root=PROJECT_ROOT),
+            page_records(config, records, manifest, store, project_root=PROJECT_ROOT),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),
@@ -253,24 +257,11 @@ def report(flow: Any, card: Any) -> None:
                 started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
             ),
         )
-    render(card, page)
+        beside, small = beside_others(config, store, result, found)
+    render(card, page_with(page, beside))
     flow.report_record = pack(result)
-
-
-def previous_reports(config: SnapFusionConfig, store: Store) -> list[dict[str, Any]]:
-    """Headlines of the runs named in `report.compare_to`. Raises ConfigError for one that is not in the store."""
-    found = []
-    for run_id in config.report.compare_to:
-        text = store.get_document(f"reports/{run_id}")
-        if text is None:
-            known = (
-                ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
-            )
-            raise ConfigError(
-                f"report.compare_to names run {run_id}, which has no report in the store; known: {known}"
-            )
-        found.append({"name": run_id, "headline": json.loads(text)["headline"]})
-    return found
+    for name, value in small.items():
+        setattr(flow, name, value)
 
 
 def end(result: RunReport, run_id: str) -> None:
@@ -290,6 +281,7 @@ def end(result: RunReport, run_id: str) -> None:
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
     print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
+    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(
         f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'

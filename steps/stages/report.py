@@ -93,7 +93,6 @@ def page_records(
     records: Mapping[str, Any],
     manifest: BundleManifest,
     store: Store,
-    previous: Sequence[Mapping[str, Any]],
     *,
     project_root: Path,
 ) -> RunRecords:
@@ -114,7 +113,6 @@ def page_records(
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
         compression=records["coreml_compression"],
-        previous=previous,
     )
 
 
