@@ -69,6 +69,7 @@ class GuidanceRecord(Record):
     variant: str
     guidance_scale: float
     points: tuple[GuidancePoint, ...] = ()
+    captions: tuple[str, ...] = ()  # of the pictures of every point
     protocol: dict[str, Any]
 
 

@@ -9,7 +9,9 @@ from artifacts_schema.ablation import AblationConfig, AblationRecord, Overlay
 from artifacts_schema.config import ComputeConfig, InvalidConfig, StoreConfig
 from artifacts_schema.report import RunReport
 from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, usable_cores
-from flows.runtime import CardProgress, configure_logging, pack, provenance, unpack
+from flows.live_card import CardProgress
+from flows.logs import configure_logging
+from flows.runtime import pack, provenance, unpack
 from steps.cache.leases import in_use
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
@@ -110,7 +112,7 @@ def _made(
         seed=spawn(report.seed, "ablation"),  # the same for all arms: differences are paired
         label=overlay.name,
         device=select_device(compute),
-        progress=CardProgress(),
+        progress=CardProgress(current.card["progress"]),
     )
     record = Arm(FinishedRun.read(store, report), overlay, common, context).record(Path(report.folder).name)
     versions = {DISTRIBUTION: code_version().text}

@@ -16,7 +16,8 @@ from artifacts_schema.base import Frozen
 from artifacts_schema.config import DataConfig
 from artifacts_schema.protocol import ProtocolPicture
 from artifacts_schema.ranges import Count
-from steps.data.openmoji import Captioned, draw, list_openmoji, picture_group
+from steps.data.groups import picture_group
+from steps.data.openmoji import Captioned, draw, list_openmoji
 from steps.data.source import well_mixed
 from steps.data.webdataset import SkippedItem, decode_picture
 from steps.evaluation.protocol import pixels_sha256

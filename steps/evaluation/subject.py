@@ -12,7 +12,7 @@ from torch import Tensor
 
 from artifacts_schema.data import SplitName
 from artifacts_schema.protocol import Part, ProtocolPicture, ProtocolRecord
-from steps.data.openmoji import picture_group
+from steps.data.groups import picture_group
 from steps.evaluation.protocol import pictures_of, read_protocol
 from steps.files.errors import EvaluationError
 from steps.models.base import BaseModel, encode_captions

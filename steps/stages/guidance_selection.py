@@ -56,6 +56,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
         variant=variant.name,
         guidance_scale=choose(points, captions, real, context) if points else scales[0],
         points=tuple(points),
+        captions=tuple(captions) if points else (),
         protocol=bench.protocol(real.splits["validation"], count),
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from artifacts_schema.licences import LicenceRecord
 from benchmarks.instruments import exchanged, metrics, random_unet, write_licences
-from steps.data.openmoji import picture_group
+from steps.data.groups import picture_group
 from steps.evaluation.licences import evidence
 from steps.evaluation.protocol import read_protocol
 from steps.inputs.folders import FROZEN_PROTOCOLS
