@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from artifacts_schema.base import Frozen
+from artifacts_schema.parts import SkippableStage, check_parts, variants_of
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
@@ -36,6 +37,17 @@ class RunConfig(Frozen):
     name: str = "openmoji"
     seed: CountOrZero = 0
     smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+    skip: tuple[SkippableStage, ...] = Field(
+        (),
+        description="Stages that train and are not asked for. Each leaves a record that says so and hands on the weights "
+        "that it would have started from (docs/parts.md). Origin: ours.",
+    )
+
+    @field_validator("skip")
+    @classmethod
+    def _fits_together(cls, skip: tuple[SkippableStage, ...]) -> tuple[SkippableStage, ...]:
+        check_parts(skip)
+        return tuple(sorted(set(skip)))
 
 
 class ComputeConfig(Frozen):
@@ -140,6 +152,16 @@ class SnapFusionConfig(Frozen):
     coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _something_is_evaluated(self) -> "SnapFusionConfig":
+        asked = self.evaluation.variants
+        if asked and not variants_of(asked, self.run.skip):
+            raise ValueError(
+                f"evaluation.variants names {', '.join(asked)}, none of which a run makes that skips "
+                f"{', '.join(self.run.skip)}; name base_50, or take a stage out of run.skip"
+            )
+        return self
+
 
 class InvalidConfig(ValueError):
     """A configuration was refused; the message has one line per problem."""
@@ -147,11 +169,15 @@ class InvalidConfig(ValueError):
 
 def load_config(text: str) -> SnapFusionConfig:
     """Read TOML text. Raises InvalidConfig naming each bad key, its range and the nearest valid key."""
+    return parse_config(parse_toml(text))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of TOML text, unchecked. Raises InvalidConfig."""
     try:
-        payload = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"the configuration is not valid TOML: {error}") from error
-    return parse_config(payload)
 
 
 def parse_config(payload: Mapping[str, Any]) -> SnapFusionConfig:
@@ -175,6 +201,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(location)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if not location:  # of several sections together: the message names them
+        return message
     if location[0] == "store":  # somebody may have put a password into an address: it must not reach a log
         return f"'{key}' {message}"
     return f"'{key}' {message}, found {item['input']!r}"

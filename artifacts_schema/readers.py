@@ -11,6 +11,7 @@ from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -18,7 +19,7 @@ from artifacts_schema.training import TrainingRecord
 _CLASSES: tuple[type[Record], ...] = (
     ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
     EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, PreparedDataRef, RealPicturesRecord, RunPlan,
-    RunReport, TrainingRecord,
+    RunReport, SkippedRecord, TrainingRecord,
 )  # fmt: skip
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 

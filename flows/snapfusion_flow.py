@@ -17,7 +17,7 @@ from typing import Any
 
 from metaflow import Config, FlowSpec, card, current, package_sources, step
 
-from flows import stages
+from flows import parts, stages
 from flows.config import parse
 from flows.runtime import pack, read_config, unpack
 
@@ -97,7 +97,7 @@ class SnapFusionFlow(FlowSpec):
     @card(type="blank", id="progress")
     @step
     def student_8(self) -> None:
-        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
+        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16 (or the teacher, see run.skip)."""
         stages.run(self, "student_8")
         self.next(self.plan_evaluation, self.plan_export)
 
@@ -106,7 +106,7 @@ class SnapFusionFlow(FlowSpec):
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
         stages.run(self, "real_pictures")
-        self.variants = list(read_config(self).evaluation.variants)
+        self.variants = parts.variants(read_config(self))
         self.next(self.evaluation, foreach="variants")
 
     @card(type="blank", id="progress")

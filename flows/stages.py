@@ -22,6 +22,8 @@ from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
+from flows.parts import skipped
+from flows.preflight import estimates
 from flows.runtime import (
     CardProgress,
     inputs_hash,
@@ -74,9 +76,14 @@ class Records(Mapping[str, Any]):
 def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None = None) -> Any:
     """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`.
 
-    `more` are records that this task has made itself.
+    `more` are records that this task has made itself. A stage that the run was not asked for leaves a record of that.
     """
-    record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
+    config, records = read_config(flow), Records(flow)
+    record: Any
+    if stage in config.run.skip:
+        record = skipped(stage, records)
+    else:
+        record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), records), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -108,20 +115,8 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
     plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
     if not prepared:  # else it has told already, before it encoded anything
-        print(_estimates(config, plan))
+        print(estimates(config, plan))
     return plan
-
-
-def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
-    """Time, memory and cost per stage, as far as they can be told beforehand."""
-    from steps.latency.estimates import format_estimates, stage_estimates
-
-    if not plan.estimates:
-        return "no estimates: this plan was made by a version that measured none"
-    origin = plan.provenance
-    machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
-    found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -130,6 +125,8 @@ def latency_profile(flow: Any) -> None:
 
     table = run(flow, "latency_profile")
     config, plan = read_config(flow), Records(flow)["start"]
+    if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture:
+        return  # nothing is searched, so nothing has to be reachable
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
     if config.architecture_evolution.decide_by == "macs":
         from steps.inputs.loaded import StageInputs

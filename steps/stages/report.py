@@ -8,10 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Provenance, Record
 from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.parts import ships
 from artifacts_schema.references import FolderRef, ObjectRef
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
 from artifacts_schema.training import TrainingRecord
@@ -23,39 +25,41 @@ from steps.latency.table import predict
 from steps.report.content import Block
 from steps.report.outputs import fetch_outputs
 from steps.report.page import RunRecords, build_page
+from steps.report.parts import ships_words
 from steps.store import Store
 
-# Reference, then what is held against it.
+# Reference, then what is held against it; "" is what ships.
 _COMPARISONS = (
-    ("base_50", "student_8_small_decoder"),
-    ("base_8", "student_8_small_decoder"),
-    ("base_8_dpm", "student_8_small_decoder"),
-    ("student_8", "student_8_small_decoder"),
+    ("base_50", ""),
+    ("base_8", ""),
+    ("base_8_dpm", ""),
+    ("student_8", ""),
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
-# The names under which they are published.
-_NAMES = {
-    ("base_50", "student_8_small_decoder"): "student8_vs_base50",
-    ("base_8_dpm", "student_8_small_decoder"): "student8_vs_dpm8",
-}
+# The names under which those of what ships are published: of a run with student_8, and of any other.
+_NAMES = {"base_50": ("student8_vs_base50", "shipped_vs_base50"), "base_8_dpm": ("student8_vs_dpm8", "")}
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
-def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
-    """Every comparison whose two variants were evaluated."""
+def compare_all(
+    store: Store, evaluations: Sequence[EvaluationRecord], shipped: str = "student_8_small_decoder"
+) -> list[VariantComparison]:
+    """Every comparison whose two variants were evaluated; `shipped` is the variant that ships."""
     by_name = {record.variant: record for record in evaluations}
+    pairs = [(reference, other or shipped) for reference, other in _COMPARISONS]
     return [
         compare(store, by_name[reference], by_name[other])
-        for reference, other in _COMPARISONS
-        if reference in by_name and other in by_name
+        for reference, other in pairs
+        if reference in by_name and other in by_name and reference != other
     ]
 
 
 def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     """What a reader must know before any number: smoke runs, and runs too small for a claim."""
-    found = []
+    found = [words] if (words := ships_words(config)) else []
+    parts = len(found)
     if config.run.smoke:
         found.append("smoke: random micro models, a check of the machinery; no number here means anything")
     if any(record.is_smoke for record in records.evaluations):
@@ -66,7 +70,7 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     if short:
         found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
     longest = max((r.iterations for r in records.trainings.values()), default=0)
-    if not found and longest < _LONG:
+    if len(found) == parts and 0 < longest < _LONG:
         found.append(
             "a short run: it shows that the method works from end to end and makes no claim about quality"
         )
@@ -82,20 +86,22 @@ def page_records(
 ) -> RunRecords:
     """What the page shows, out of a run's records by stage (and label)."""
     evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
+    evolution = records["architecture_evolution"]
     return RunRecords(
         name=config.run.name,
         smoke=config.run.smoke,
         latency_table=records["latency_profile"],
         trainings={name: record for name, record in records.items() if isinstance(record, TrainingRecord)},
-        evolution=records["architecture_evolution"],
+        evolution=evolution if isinstance(evolution, EvolutionRecord) else None,
         evaluations=evaluations,
         guidance=[r for name, r in records.items() if name.startswith("guidance_selection ")],
-        comparisons=compare_all(store, evaluations),
+        comparisons=compare_all(store, evaluations, ships(config.run.skip)),
         components=[record for name, record in records.items() if name.startswith("coreml_export ")],
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
         compression=records["coreml_compression"],
         previous=previous,
+        skip=config.run.skip,
     )
 
 
@@ -151,16 +157,17 @@ def run(
 
 
 def headline(records: RunRecords) -> dict[str, float]:
-    """The run's numbers under their published names; a ratio is base over result."""
+    """The run's numbers under their published names, of what it made; a ratio is base over result."""
     evolution, table = records.evolution, records.latency_table
-    decoder = records.trainings["decoder_distillation"].metrics
-    numbers = {
-        "unet.param_ratio": evolution.base_parameters / evolution.parameters,
-        "unet.predicted_latency_ratio": table.whole / predict(table, evolution.architecture),
-        "decoder.param_ratio": decoder["parameter_ratio"],
-        "decoder.mac_ratio": decoder["mac_ratio"],
-        "decoder.psnr_db": decoder["psnr_db"],
-    }
+    numbers: dict[str, float] = {}
+    if evolution is not None:
+        numbers["unet.param_ratio"] = evolution.base_parameters / evolution.parameters
+        numbers["unet.predicted_latency_ratio"] = table.whole / predict(table, evolution.architecture)
+    if (training := records.trainings.get("decoder_distillation")) is not None:
+        decoder = training.metrics
+        numbers["decoder.param_ratio"] = decoder["parameter_ratio"]
+        numbers["decoder.mac_ratio"] = decoder["mac_ratio"]
+        numbers["decoder.psnr_db"] = decoder["psnr_db"]
     numbers |= _core_ml(records)
     numbers |= {name: value.value for name, value in quality(records).items()}
     return numbers
@@ -170,8 +177,8 @@ def quality(records: RunRecords) -> dict[str, Interval]:
     """What the run says about quality, with 95 % intervals; for those variants that were evaluated."""
     found: dict[str, Interval] = {}
     for item in records.comparisons:
-        name = _NAMES.get((item.reference, item.other))
-        if name is not None:
+        names = _NAMES.get(item.reference, ("", "")) if item.other == ships(records.skip) else ("", "")
+        if name := names["student_8" in records.skip]:
             found[f"{name}.clip_difference"] = item.clip_difference
             found[f"{name}.distance_difference"] = item.distance_difference
             if item.distance_ratio is not None:

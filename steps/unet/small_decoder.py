@@ -29,6 +29,8 @@ class SmallDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     pipeline, saved and loaded.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # noqa: PLR0913 - the configuration that is saved with the weights
         self,
