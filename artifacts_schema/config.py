@@ -5,6 +5,7 @@ gives none. What a section names in `volatile` changes no result, so that it is 
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from artifacts_schema.base import Frozen
+from artifacts_schema.base import Frozen, json_object
 from artifacts_schema.parts import SkippableStage, check_parts, variants_of
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
 from artifacts_schema.stage_configs import (
@@ -37,6 +38,11 @@ class RunConfig(Frozen):
     name: str = "openmoji"
     seed: CountOrZero = 0
     smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+    rehearsal: bool = Field(
+        False,
+        description="Labels every page 'rehearsal'. Set by `python -m flows.commands.rehearse`, which also shortens every "
+        "stage. Origin: ours.",
+    )
     skip: tuple[SkippableStage, ...] = Field(
         (),
         description="Stages that train and are not asked for. Each leaves a record that says so and hands on the weights "
@@ -173,9 +179,11 @@ def load_config(text: str) -> SnapFusionConfig:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The values of TOML text, unchecked. Raises InvalidConfig."""
+    """The values of TOML text, or of JSON text (which no TOML looks like), unchecked. Raises InvalidConfig."""
     try:
-        return tomllib.loads(text)
+        return json_object(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidConfig(f"the configuration is not valid JSON: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"the configuration is not valid TOML: {error}") from error
 

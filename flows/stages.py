@@ -23,7 +23,7 @@ from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.parts import skipped
-from flows.preflight import estimates
+from flows.preflight import check_memory, estimates
 from flows.runtime import (
     CardProgress,
     inputs_hash,
@@ -114,6 +114,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
         return made
 
     plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
+    check_memory(config, plan, store)
     if not prepared:  # else it has told already, before it encoded anything
         print(estimates(config, plan))
     return plan

@@ -62,6 +62,8 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     parts = len(found)
     if config.run.smoke:
         found.append("smoke: random micro models, a check of the machinery; no number here means anything")
+    if config.run.rehearsal:
+        found.append("rehearsal: every stage for minutes, on little data; no number here means anything")
     if any(record.is_smoke for record in records.evaluations):
         found.append(f"smoke: fewer than {TOO_FEW_PICTURES} pictures per variant")
     short = [

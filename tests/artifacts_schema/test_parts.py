@@ -9,8 +9,8 @@ from artifacts_schema.parts import (
     STARTS_FROM,
     SkippableStage,
     made_by,
-    ships,
     shipped_steps,
+    ships,
     start_of_student_8,
     variants_of,
 )
