@@ -77,7 +77,9 @@ def test_no_key_changes_for_a_stage_whose_inputs_are_the_same(
     assert keys.changed({"run.skip": steps}) - set(steps) == drawn | bundle  # 50 steps
     assert keys.changed({"run.skip": ["decoder_distillation"]}) == set()
     exports = {name for name in keys.of({}) if name.startswith("coreml_export")}
-    assert keys.changed({"run.skip": UNET}) - set(UNET) == drawn | bundle | exports  # and what the UNet predicts
+    assert (
+        keys.changed({"run.skip": UNET}) - set(UNET) == drawn | bundle | exports
+    )  # and what the UNet predicts
 
 
 def toml(path: str) -> str:

@@ -26,6 +26,13 @@ def base() -> BaseModel:
     return found
 
 
+class Captioned(FakeData):
+    """Of the base's text width."""
+
+    def embeddings(self, split: str, indices: torch.Tensor) -> torch.Tensor:
+        return super().embeddings(split, indices)[:, :1, :1].expand(-1, 7, 12)
+
+
 def config(**changes: Any) -> ArchitectureEvolutionConfig:
     training = {"iterations": 2, "batch_size": 2, "held_out_checks": 1}
     return ArchitectureEvolutionConfig.model_validate(
@@ -36,7 +43,7 @@ def config(**changes: Any) -> ArchitectureEvolutionConfig:
 def test_the_papers_unet_is_built_trained_and_loads_again(tmp_path: Path) -> None:
     given, context = base(), stage_context(tmp_path, "architecture_evolution")
     start = save_model(context.store, given.unet, schema="diffusers.UNet2DConditionModel")
-    data = FakeData(samples=8, shape=given.latent_shape, empty_embedding=torch.zeros(1, 7, 12))
+    data = Captioned(samples=8, shape=given.latent_shape, empty_embedding=torch.zeros(1, 7, 12))
     record = train_given(given, start, data, config(), context)
     spec = record.architecture
     removed = {block for unit in SNAPFUSION_SD15_REMOVED for block in unit.split("+")}
