@@ -17,6 +17,7 @@ def rehearsal_of(config: SnapFusionConfig) -> SnapFusionConfig:
     What decides memory stays: base, batch, precision, steps, sizes of pictures and evaluators. It has a name and a label of its
     own, and its own store and outputs, so that nothing of it can be taken for a result.
     """
+    evolution = config.architecture_evolution
     changes: dict[str, dict[str, Any]] = {
         "run": {"name": f"{config.run.name}-rehearsal", "rehearsal": True},
         "store": {"root": f"{config.store.root.rstrip('/')}-rehearsal"},
@@ -24,7 +25,7 @@ def rehearsal_of(config: SnapFusionConfig) -> SnapFusionConfig:
         "data": {"limit": min(config.data.limit or PICTURES, PICTURES)},
         "architecture_evolution": {
             "rounds": 1,
-            "actions_per_round": 1000,  # so that one round can meet the budget
+            "actions_per_round": evolution.rounds * evolution.actions_per_round,  # one round meets the budget
             "captions_per_batch": 2,
             "most_captions": 2,
         },

@@ -134,23 +134,15 @@ class ArchitectureEvolutionConfig(Frozen):
         """What the stage depends on: a search on all but `architecture`, one that is given on little else."""
         if self.architecture is None:
             return self.meaning(without={"architecture"})
-        found = self.architecture
-        spec = (
-            found if isinstance(found, str) else found.meaning(without={"parents", "config", "seed", "stage"})
-        )
-        return {
-            "architecture": spec,
-            "training": self.training.meaning(),
-            "caption_dropout": self.caption_dropout,
-        }
+        given = self.architecture
+        found = {"training": self.training.meaning(), "caption_dropout": self.caption_dropout}
+        return found | {"architecture": given if isinstance(given, str) else given.meaning()}
 
     @field_validator("architecture")
     @classmethod
     def _named_or_a_file(cls, value: str | GivenArchitecture | None) -> str | GivenArchitecture | None:
         if isinstance(value, str) and value != "snapfusion-sd15" and not value.endswith(".json"):
-            raise ValueError(
-                "must be 'snapfusion-sd15' or the path of a .json file that holds an architecture"
-            )
+            raise ValueError("must be 'snapfusion-sd15' or the path of a .json file with an architecture")
         return value
 
 
