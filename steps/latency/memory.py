@@ -9,7 +9,7 @@ estimated. What the allocator wastes and what GPU libraries keep for themselves 
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -152,7 +152,7 @@ def _line(
 ) -> StepMemory:
     """Through the steps of two and of six samples."""
     two, six = (
-        step_bytes(model, lambda count=count: forward(count), precision=precision, recompute=recompute)  # type: ignore[misc]
+        step_bytes(model, partial(forward, count), precision=precision, recompute=recompute)
         for count in (2, 6)
     )
     slope = (six - two) / 4
