@@ -15,6 +15,7 @@ from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
@@ -33,6 +34,7 @@ _CLASSES: tuple[type[Record], ...] = (
     LatencyTable,
     LicenceRecord,
     PreparedDataRef,
+    PromotionDecision,
     RealPicturesRecord,
     RunPlan,
     RunReport,
