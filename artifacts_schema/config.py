@@ -5,16 +5,18 @@ gives none. What a section names in `volatile` changes no result, so that it is 
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from artifacts_schema.base import Frozen
+from artifacts_schema.base import Frozen, json_object
 from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
+from artifacts_schema.parts import SkippableStage, check_parts, variants_of
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
 from artifacts_schema.resources import ResourcesConfig
 from artifacts_schema.stage_configs import (
@@ -47,6 +49,22 @@ class RunConfig(Frozen):
     name: str = "openmoji"
     seed: CountOrZero = 0
     smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+    rehearsal: bool = Field(
+        False,
+        description="Labels every page 'rehearsal'. Set by `python -m flows.commands.rehearse`, which also shortens every "
+        "stage. Origin: ours.",
+    )
+    skip: tuple[SkippableStage, ...] = Field(
+        (),
+        description="Stages that train and are not asked for. Each leaves a record that says so and hands on the weights "
+        "that it would have started from (docs/parts.md). Origin: ours.",
+    )
+
+    @field_validator("skip")
+    @classmethod
+    def _fits_together(cls, skip: tuple[SkippableStage, ...]) -> tuple[SkippableStage, ...]:
+        check_parts(skip)
+        return tuple(sorted(set(skip)))
 
 
 class ComputeConfig(Frozen):
@@ -179,8 +197,10 @@ class SnapFusionConfig(Frozen):
     @model_validator(mode="after")
     def _promotion_can_compare(self) -> "SnapFusionConfig":
         evaluation = self.evaluation
-        if self.promotion.enabled and SHIPPED not in evaluation.variants:
-            raise ValueError(f"promotion.enabled needs {SHIPPED} among evaluation.variants: it is what ships")
+        if self.promotion.enabled and SHIPPED not in variants_of(evaluation.variants, self.run.skip):
+            raise ValueError(
+                f"promotion.enabled needs {SHIPPED} among evaluation.variants, and its decoder not in run.skip: it is what ships"
+            )
         if (
             self.promotion.enabled
             and evaluation.split != "validation"
@@ -200,8 +220,20 @@ class SnapFusionConfig(Frozen):
             steps, odd = divmod(steps, 2)
             if config is not None and (before is None or odd):
                 raise ValueError(f"{name} halves the steps of the student before it, which there is not")
+            if config is not None and "student_8" in self.run.skip:
+                raise ValueError(f"{name} needs student_8, which run.skip names; take one of the two out")
             if config is None and f"{name}_small_decoder" in self.evaluation.variants:
                 raise ValueError(f"evaluation.variants names {name}_small_decoder; {name} needs a section")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_evaluated(self) -> "SnapFusionConfig":
+        asked = self.evaluation.variants
+        if asked and not variants_of(asked, self.run.skip):
+            raise ValueError(
+                f"evaluation.variants names {', '.join(asked)}, none of which a run makes that skips "
+                f"{', '.join(self.run.skip)}; name base_50, or take a stage out of run.skip"
+            )
         return self
 
 
@@ -211,11 +243,17 @@ class InvalidConfig(ValueError):
 
 def load_config(text: str) -> SnapFusionConfig:
     """Read TOML text. Raises InvalidConfig naming each bad key, its range and the nearest valid key."""
+    return parse_config(parse_toml(text))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of TOML text, or of JSON text (which no TOML looks like), unchecked. Raises InvalidConfig."""
     try:
-        payload = tomllib.loads(text)
+        return json_object(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidConfig(f"the configuration is not valid JSON: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"the configuration is not valid TOML: {error}") from error
-    return parse_config(payload)
 
 
 def parse_config(payload: Mapping[str, Any]) -> SnapFusionConfig:

@@ -14,6 +14,7 @@ from artifacts_schema.device import DeviceMeasurement, LatencyKit
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
+from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.protocol import ProtocolRecord
@@ -41,6 +42,7 @@ _CLASSES: tuple[type[Record], ...] = (
     RealPicturesRecord,
     RunPlan,
     RunReport,
+    SkippedRecord,
     TrainingRecord,
 )
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}

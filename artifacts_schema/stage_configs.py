@@ -5,8 +5,9 @@ Each default carries its origin: "P" is the SnapFusion paper (arXiv 2306.00980v3
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from artifacts_schema.architecture import GivenArchitecture
 from artifacts_schema.base import Frozen
 from artifacts_schema.ranges import (
     Count,
@@ -42,7 +43,9 @@ KEPT_PICTURES = 64
 class TrainingConfig(Frozen):
     """One training. The same section drives every stage that trains."""
 
-    volatile: ClassVar[frozenset[str]] = frozenset({"checkpoint_interval_s", "log_interval"})
+    volatile: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_interval_s", "log_interval", "gradient_checkpointing", "ema_on_host"}
+    )
 
     iterations: CountOrZero = 100  # ours
     batch_size: Count = 32  # ours; P: 2,048
@@ -60,6 +63,16 @@ class TrainingConfig(Frozen):
     ema_decay: Fraction = 0.999  # upper bound of min(decay, (1+n)/(10+n)), ours
     held_out_checks: Annotated[int, Field(ge=1, le=1000)] = 2  # after the start's, the last at the end
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Keep only the inputs of every block for the backward pass and compute the rest again: less memory, about "
+        "a third more time, the same result. Origin: ours.",
+    )
+    ema_on_host: bool = Field(
+        False,
+        description="Keep the moving average in the computer's own memory: 4 bytes a parameter less on the GPU, for a copy of "
+        "the weights every step. Changes nothing on a CPU. Origin: ours.",
+    )
     checkpoint_interval_s: Positive = 60.0
     log_interval: Count = 10
 
@@ -106,6 +119,14 @@ class RobustTrainingConfig(Frozen):
 class ArchitectureEvolutionConfig(Frozen):
     """`architecture_evolution` (P Algorithm 1)."""
 
+    architecture: str | GivenArchitecture | None = Field(
+        None,
+        description="None: searched, by all that follows. `snapfusion-sd15`: the paper's final UNet (P Table 3), for a base of "
+        "Stable Diffusion 1.5's topology. A path that ends in .json, relative to the project root: an ArchitectureSpec, as a "
+        "record, in a saved EvolvedUNet's config.json or in an evolution's record; it is read when the run starts. One that "
+        "is given is trained for `training.iterations` and nothing is probed: of the rest only `training` and "
+        "`caption_dropout` count. Origin: ours.",
+    )
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
     latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's latency, ours
     decide_by: Literal["table", "macs"] = (
@@ -124,6 +145,21 @@ class ArchitectureEvolutionConfig(Frozen):
     probe_guidance_scale: Positive = 5.0  # P: 7.5
     drop_probability: Fraction = 0.1  # between rounds; 0 in the last, after which nothing is removed any more
     caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch
+
+    def meaning_of_stage(self) -> dict[str, Any]:
+        """What the stage depends on: a search on all but `architecture`, one that is given on little else."""
+        if self.architecture is None:
+            return self.meaning(without={"architecture"})
+        given = self.architecture
+        found = {"training": self.training.meaning(), "caption_dropout": self.caption_dropout}
+        return found | {"architecture": given if isinstance(given, str) else given.meaning()}
+
+    @field_validator("architecture")
+    @classmethod
+    def _named_or_a_file(cls, value: str | GivenArchitecture | None) -> str | GivenArchitecture | None:
+        if isinstance(value, str) and value != "snapfusion-sd15" and not value.endswith(".json"):
+            raise ValueError("must be 'snapfusion-sd15' or the path of a .json file with an architecture")
+        return value
 
 
 class StepDistillationConfig(Frozen):

@@ -7,8 +7,10 @@ from metaflow.exception import MetaflowException
 from pydantic import ValidationError
 
 from artifacts_schema.ablation import AblationConfig
-from artifacts_schema.config import InvalidConfig, load_config
+from artifacts_schema.config import InvalidConfig, parse_config, parse_toml
 from artifacts_schema.pretraining import load_pretraining_config
+from flows.config_files import with_files_read
+from flows.environment import PROJECT_ROOT
 
 
 class ConfigRefused(MetaflowException):
@@ -20,7 +22,8 @@ class ConfigRefused(MetaflowException):
 def parse(text: str) -> dict[str, Any]:
     """TOML text to the complete configuration, defaults filled in. Raises ConfigRefused naming every bad key."""
     try:
-        return load_config(text).model_dump(mode="json")
+        payload = with_files_read(parse_toml(text), PROJECT_ROOT)
+        return parse_config(payload).model_dump(mode="json")
     except InvalidConfig as error:
         raise ConfigRefused(str(error)) from None
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from artifacts_schema.base import Record
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.parts import variants_of
 from artifacts_schema.references import FolderRef
 from flows.runtime import pack, read_config, run_stage, unpack
 from flows.stages import Records
@@ -24,7 +25,11 @@ def evaluate_bundle(flow: Any) -> None:
     config, records = read_config(flow), Records(flow)
     chosen = records["coreml_compression"].chosen
     complete = unpack(flow.bundle_record).complete
-    if COMPRESSED not in config.evaluation.variants or not complete or set(chosen.values()) <= {"fp16"}:
+    if (
+        COMPRESSED not in variants_of(config.evaluation.variants, config.run.skip)
+        or not complete
+        or set(chosen.values()) <= {"fp16"}
+    ):
         return
     files = FolderRef.model_validate(flow.bundle_files)
 

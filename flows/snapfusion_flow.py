@@ -17,7 +17,7 @@ from typing import Any
 
 from metaflow import Config, FlowSpec, card, current, package_sources, project, step
 
-from flows import promotion, stages
+from flows import parts, promotion, stages
 from flows.config import parse
 from flows.remote import RemoteCompute
 from flows.runtime import pack, read_config, unpack
@@ -110,7 +110,7 @@ class SnapFusionFlow(FlowSpec):
     @card(type="stage", id="progress")
     @step
     def student_8(self) -> None:
-        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
+        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16 (or the teacher, see run.skip)."""
         stages.run(self, "student_8")
         for name in further_students(read_config(self)):
             stages.run(self, name)
@@ -121,7 +121,7 @@ class SnapFusionFlow(FlowSpec):
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
         stages.run(self, "real_pictures")
-        self.variants = [name for name in read_config(self).evaluation.variants if name != COMPRESSED]
+        self.variants = [name for name in parts.variants(read_config(self)) if name != COMPRESSED]
         self.next(self.evaluation, foreach="variants")
 
     @card(type="stage", id="progress")

@@ -25,6 +25,8 @@ from flows.compared import beside_others, page_with, runs_to_compare
 from flows.disk_needs import tell_disks
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.fetched import with_inputs_here, with_table_here
+from flows.parts import skipped
+from flows.preflight import check_memory, estimates
 from flows.runtime import (
     card_progress,
     inputs_hash,
@@ -78,11 +80,16 @@ class Records(Mapping[str, Any]):
 def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None = None) -> Any:
     """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`.
 
-    `more` are records that this task has made itself.
+    `more` are records that this task has made itself. A stage that the run was not asked for leaves a record of that.
     """
     keep_tags(flow)
-    config = with_table_here(read_config(flow)) if STAGES[stage].measures else read_config(flow)
-    record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
+    config, records = read_config(flow), Records(flow)
+    record: Any
+    if stage in config.run.skip:
+        record = skipped(stage, records)
+    else:
+        config = with_table_here(config) if STAGES[stage].measures else config
+        record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), records), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -116,22 +123,11 @@ def start(config: SnapFusionConfig) -> RunPlan:
         return made
 
     plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
+    check_memory(config, plan, store)
     if not prepared:  # else it has told already, before it encoded anything
-        print(_estimates(config, plan))
+        print(estimates(config, plan))
     tell_disks(config, plan)
     return plan
-
-
-def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
-    """Time, memory and cost per stage, as far as they can be told beforehand."""
-    from steps.latency.estimates import format_estimates, stage_estimates
-
-    if not plan.estimates:
-        return "no estimates: this plan was made by a version that measured none"
-    origin = plan.provenance
-    machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
-    found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -140,6 +136,8 @@ def latency_profile(flow: Any) -> None:
 
     table = run(flow, "latency_profile")
     config, plan = read_config(flow), Records(flow)["start"]
+    if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture:
+        return  # nothing is searched, so nothing has to be reachable
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
     if config.architecture_evolution.decide_by == "macs":
         from steps.inputs.loaded import StageInputs

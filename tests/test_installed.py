@@ -13,7 +13,7 @@ import pytest
 from steps.stages.versions import source_hash
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("flows", "steps", "artifacts_schema", "infra", "configs")
+PACKAGES = ("flows", "steps", "artifacts_schema", "infra", "configs", "assets/latency_tables")
 _UV = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
 _IMPORT_ALL = """
 import importlib, pkgutil, warnings
@@ -64,7 +64,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     source = folder / "source"  # building leaves files beside the source
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "assets").mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "assets/LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     _uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(source))
@@ -105,6 +104,16 @@ def test_the_installed_flow_is_shown_and_knows_its_presets(installed: Installed)
     where = installed.run("-c", "import configs; print(*configs.__path__)").stdout.strip()
     preset = str(Path(where) / "smoke.toml")
     installed.run("-m", "flows.snapfusion_flow", "--config", "config", preset, "show")
+
+
+@pytest.mark.long
+def test_an_installed_program_finds_the_latency_tables_that_came_with_it(installed: Installed) -> None:
+    code = (
+        "from artifacts_schema.config import parse_config; from flows.runtime import with_table_found\n"
+        "named = {'latency_profile': {'table': 'assets/latency_tables/published_snapfusion.json'}}\n"
+        "print(with_table_found(parse_config(named)).latency_profile.table)"
+    )
+    assert "site-packages" in installed.run("-c", code).stdout
 
 
 @pytest.mark.long

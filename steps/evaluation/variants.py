@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.parts import made_by, shipped_steps
 
 if TYPE_CHECKING:
     from steps.diffusion.sampler import Sampler
@@ -39,10 +40,26 @@ class Variant:
     steps: int
 
 
+_WORDS = {"": "base", "velocity_finetuning": "v UNet", "architecture_evolution": "pruned UNet"}
+
+
+def steps_of_what_ships(config: SnapFusionConfig) -> int:
+    """Sampling steps of the UNet that ships."""
+    distillation = config.step_distillation
+    return shipped_steps(
+        config.run.skip,
+        base=config.evaluation.base_steps,
+        intermediate=distillation.intermediate_steps,
+        final=distillation.final_steps,
+    )
+
+
 def variant_of(name: str, config: SnapFusionConfig) -> Variant:
-    """The variant of this name, one of `MODELS`."""
+    """The variant of this name, one of `MODELS`. Where student_8 is left out, its variants are what ships instead."""
     many, distillation = config.evaluation.base_steps, config.step_distillation
     middle, few = distillation.intermediate_steps, distillation.final_steps
+    last, of_last = steps_of_what_ships(config), made_by("student_8", config.run.skip)
+    student = _WORDS.get(of_last, "student")
     items = (
         Variant("base_50", f"base, {many} steps", "ddim", many),
         Variant("base_8", f"base, {few} steps", "ddim", few),
@@ -51,9 +68,9 @@ def variant_of(name: str, config: SnapFusionConfig) -> Variant:
         Variant("base_2_dpm", f"base, {few // 4} steps, DPM-Solver++", "dpm", max(1, few // 4)),
         Variant("teacher_16", f"teacher, {middle} steps", "ddim", middle),
         Variant("student_16", f"student, {middle} steps", "ddim", middle),
-        Variant("student_8", f"student, {few} steps", "ddim", few),
-        Variant("student_8_small_decoder", f"student, {few} steps, small decoder", "ddim", few),
-        Variant(COMPRESSED, f"student, {few} steps, small decoder, as it ships", "ddim", few),
+        Variant("student_8", f"{student}, {last} steps", "ddim", last),
+        Variant("student_8_small_decoder", f"{student}, {last} steps, small decoder", "ddim", last),
+        Variant(COMPRESSED, f"{student}, {last} steps, small decoder, as it ships", "ddim", last),
         Variant("student_4_small_decoder", f"student, {few // 2} steps, small decoder", "ddim", few // 2),
         Variant("student_2_small_decoder", f"student, {few // 4} steps, small decoder", "ddim", few // 4),
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
 from steps.files.disk import check_disk, used_bytes
-from steps.files.errors import BaseModelError, ConfigError
+from steps.files.errors import ArchitectureError, BaseModelError, ConfigError
 from steps.inputs.folders import MICRO, base_folder
+from steps.unet.architecture import named_spec, validate
 
 _PROBE_BYTES = 16 << 20
 _SPARE_BYTES = 1 << 30
@@ -43,7 +44,25 @@ def check_run(config: SnapFusionConfig, project_root: Path, local: Path) -> None
     """Raises ConfigError, BaseModelError or DiskFullError. `local` is the folder where the store keeps its files here."""
     facts = MICRO_FACTS if config.base.path == MICRO else facts_of(base_folder(config, project_root))
     _check_export(config, facts)
+    _check_architecture(config, project_root)
     _check_room(config, 4 * facts.unet_parameters, local)
+
+
+def _check_architecture(config: SnapFusionConfig, project_root: Path) -> None:
+    """Refuse an architecture that is given and not one of this base, before hours of training. Raises ConfigError."""
+    given = config.architecture_evolution.architecture
+    if given is None or "architecture_evolution" in config.run.skip or config.base.path == MICRO:
+        return  # `start` makes the micro base; the stage checks what it is given, too
+    path = base_folder(config, project_root) / "unet/config.json"
+    try:
+        unet = json.loads(path.read_text(encoding="utf-8"))
+        validate(named_spec(given, unet) if isinstance(given, str) else given.spec(), unet)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"the base's file {path} cannot be read: {error}") from error
+    except ArchitectureError as error:
+        raise ConfigError(
+            f"architecture_evolution.architecture is none of the base {config.base.path}: {error}"
+        ) from error
 
 
 def facts_of(folder: Path) -> BaseFacts:

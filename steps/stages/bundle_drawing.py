@@ -28,8 +28,8 @@ def draw_beside_torch(
     config: CoremlExportConfig,
     context: StageContext,
     *,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
+    decoder_ref: WeightsRef | None,
     min_image_psnr_db: float | None = None,
 ) -> BundleDrawing:
     """Draw `program_check.pictures` validation captions with the bundle in `folder` and with its torch models.

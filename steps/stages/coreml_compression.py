@@ -49,8 +49,8 @@ class Compression:
         context: StageContext,
         *,
         export: CoremlExportConfig,
-        unet_ref: WeightsRef,
-        decoder_ref: WeightsRef,
+        unet_ref: WeightsRef | None,
+        decoder_ref: WeightsRef | None,
     ) -> None:
         self.folder, self.inputs, self.export, self.config, self.context = (
             folder, inputs, export, config, context,
@@ -197,8 +197,8 @@ def compress_bundle(
     context: StageContext,
     *,
     export: CoremlExportConfig,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
+    decoder_ref: WeightsRef | None,
 ) -> CompressionRecord:
     """Try `config.schemes` on the uncompressed bundle in `folder` and choose.
 

@@ -29,6 +29,7 @@ from steps.training.interruption import stop_flag
 from steps.training.outcome import IntervalHook, Part, TrainingOutcome
 from steps.training.pace import Speed, learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import epoch_indices
+from steps.training.recomputation import set_recomputation
 from steps.training.selection import BestState, HeldOut
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class _Training:
         ranks = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=device is None or device.type == "cpu", kwargs_handlers=[ranks])
         self.bare_model = model.to(self.accelerator.device).train()
-        self.ema = ExponentialMovingAverage(self.bare_model, training.ema_decay)
+        set_recomputation(self.bare_model, training.gradient_checkpointing)
+        self.ema = ExponentialMovingAverage(self.bare_model, training.ema_decay, on_host=training.ema_on_host)
         self.parameters = {n: p for n, p in self.bare_model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -261,7 +263,7 @@ class _Training:
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
         for name in self.ema.shadow:
-            self.ema.shadow[name] = tensors[f"ema.{name}"].to(device)
+            self.ema.shadow[name] = tensors[f"ema.{name}"].to(self.ema.device or device)
         for name, parameter in self.parameters.items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors.get(f"optimizer.{key}.{name}")
@@ -278,6 +280,7 @@ class _Training:
 
         There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
+        set_recomputation(self.bare_model, False)
         self.ema.copy_to(self.bare_model)
         selection = self.best.hand_on(self.bare_model)
         self.bare_model.eval()

@@ -46,7 +46,8 @@ READ_BY: dict[str, set[str]] = {
     "data": {"start"},
     "data.shards": set(),  # of webdataset, by what is in them
     **{stage: {stage} for stage in SINGLE},
-    **{f"{stage}.training.{name}": set() for stage in SINGLE for name in ("checkpoint_interval_s", "log_interval")},
+    **{f"{stage}.training.{name}": set() for stage in SINGLE
+       for name in ("checkpoint_interval_s", "log_interval", "gradient_checkpointing", "ema_on_host")},
     "step_distillation": DISTILLATIONS,
     "student_2": {"student_4", "student_2"},  # is made of it
     "step_distillation.cfg_probability": {"teacher_16", *CHAIN},
@@ -80,6 +81,8 @@ READ_BY: dict[str, set[str]] = {
 # Other values, where they cannot be made from the default; with what must be changed along with it.
 OTHER: dict[str, dict[str, Any]] = {
     "run.name": {"run.name": "other"},
+    "run.skip": {"run.skip": ["decoder_distillation"]},
+    "architecture_evolution.architecture": {"architecture_evolution.architecture": "snapfusion-sd15"},
     "compute.device": {"compute.device": "cpu"},
     "compute.threads": {"compute.threads": 99},
     "compute.prices": {"compute.prices": {"student_8": 3.2}},
@@ -282,6 +285,15 @@ def test_where_macs_decide_another_measurement_changes_no_decision(keys: Keys) -
     before = keys.of(macs, propagate=True)
     after = keys.of({**macs, "latency_profile.repeats": 7}, propagate=True)
     assert {name for name in before if before[name].sha256 != after[name].sha256} == {"latency_profile"}
+
+
+def test_of_a_given_architecture_nothing_of_the_search_counts(keys: Keys) -> None:
+    given = {"architecture_evolution.architecture": "snapfusion-sd15"}
+    before = keys.of(given, propagate=True)
+    for other in ({"architecture_evolution.rounds": 9}, {"latency_profile.repeats": 7}):
+        after = keys.of(given | other, propagate=True)
+        changed = {name for name in before if before[name].sha256 != after[name].sha256}
+        assert changed <= {"latency_profile"}
 
 
 READERS = {
