@@ -277,6 +277,8 @@ def end(result: RunReport, run_id: str) -> None:
         print(f"  {name:52s} {value:.4g}")
     print(f"\nstages   {seconds:.0f} s of stage time, {peak / 2**30:.2f} GiB at most in one stage")
     print(f"bundle   {result.bundle}")
+    if result.outputs and any(name.startswith("student/") for name in result.outputs.files):
+        print(f"student  {folder / 'student'}")
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))

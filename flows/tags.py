@@ -29,7 +29,8 @@ def tags_of(
 ) -> list[str]:
     """Tags of a run: name, preset, base, what differs from the preset, and once there is a report its numbers."""
     preset, changes = preset_of(config)
-    found = [f"name:{config.run.name}", f"base:{config.base.path}"]
+    # The UI's table shows the first three in the alphabet's order: the name, which says most, comes before all letters.
+    found = [f"#{config.run.name}", f"name:{config.run.name}", f"base:{config.base.path}"]
     found += [f"preset:{preset}"] if preset else []
     found += [f"{_short(key)}:{_value(value)}" for key, value in list(changes.items())[:_MOST_CHANGES]]
     found += ["smoke"] if config.run.smoke else []
