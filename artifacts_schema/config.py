@@ -122,7 +122,9 @@ class BaseConfig(Frozen):
 class DataConfig(Frozen):
     """Captioned pictures."""
 
-    volatile: ClassVar[frozenset[str]] = frozenset({"shards"})  # places; what lies there counts
+    volatile: ClassVar[frozenset[str]] = frozenset(
+        {"shards", "held_out_from"}
+    )  # places; what lies there counts
 
     source: Literal["openmoji", "webdataset"] = "openmoji"
     shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only

@@ -98,7 +98,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     """Checks of every run, then preflight and data."""
     from steps.files.hashes import FileHashes
     from steps.inputs.checks import check_run
-    from steps.inputs.folders import check_unchanged, input_identities, raw_data
+    from steps.inputs.folders import check_unchanged, held_out_identity, input_identities, raw_data
 
     store = store_of(config)
     store.check()
@@ -111,6 +111,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
+    held_out = held_out_identity(config.data, PROJECT_ROOT, raw)
     prepared = []
 
     def work(context: Any, _: None) -> Record:
@@ -122,7 +123,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
         check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes))
         return made
 
-    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
+    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities | held_out, work=work)
     check_memory(config, plan, store)
     if not prepared:  # else it has told already, before it encoded anything
         print(estimates(config, plan))

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+from artifacts_schema.base import content_hash
 from artifacts_schema.config import DataConfig, SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
 from artifacts_schema.plan import InputName, RunPlan
@@ -57,6 +58,15 @@ def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData)
         identities[name] = folder_identity(path) if path is not None else ""
     identities["inception"] = INCEPTION_SHA256 if inception_weights(config, project_root) else ""
     return identities
+
+
+def held_out_identity(config: DataConfig, project_root: Path, raw: RawData) -> dict[str, str]:
+    """Which shards validation and test come from, by what is in them; nothing where all do."""
+    if config.source == "openmoji" or not config.held_out_from:
+        return {}
+    named = set(expand_shards(config.held_out_from, project_root))
+    files = zip(expand_shards(config.shards, project_root), raw.files, strict=True)
+    return {"held out": content_hash([file.sha256 for path, file in files if path in named])}
 
 
 def check_unchanged(identities: Mapping[str, str], plan: RunPlan, raw: RawData) -> None:
