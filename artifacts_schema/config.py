@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
+from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
 from artifacts_schema.resources import ResourcesConfig
 from artifacts_schema.stage_configs import (
@@ -29,6 +30,15 @@ from artifacts_schema.stage_configs import (
     Student16Config,
     VelocityFinetuningConfig,
 )
+
+_OTHER_STAGES = (
+    "start",
+    "real_pictures",
+    "guidance_selection",
+    "bundle_drawing",
+)  # without a section of their own
+SHIPPED = "student_8_small_decoder"
+"""The variant that ships."""
 
 
 class RunConfig(Frozen):
@@ -47,6 +57,11 @@ class ComputeConfig(Frozen):
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
     price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
+    prices: dict[str, NotNegative] = {}  # the same for stages that run on other machines, by stage
+
+    def price_of(self, stage: str) -> float:
+        """Of an hour of this stage's machine."""
+        return self.prices.get(stage, self.price_per_hour)
 
 
 class StoreConfig(Frozen):
@@ -93,6 +108,7 @@ class DataConfig(Frozen):
 
     source: Literal["openmoji", "webdataset"] = "openmoji"
     shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
+    held_out_from: tuple[str, ...] = ()  # those of them that validation and test come from; none: all
     image_size: Count | None = None  # None: the base's own
     limit: Count | None = None  # at most so many captions per split
     variants: Count = (
@@ -103,6 +119,8 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        if self.source == "openmoji" and self.held_out_from:
+            raise ValueError("held_out_from names shards of source 'webdataset'")
         if self.source != "openmoji" and self.variants != 1:
             raise ValueError(
                 f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"
@@ -141,6 +159,36 @@ class SnapFusionConfig(Frozen):
     coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
     resources: dict[str, ResourcesConfig] = {}  # by step of the flow, and "default"; see flows/remote.py
+    promotion: PromotionConfig = PromotionConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    notify: NotifyConfig = NotifyConfig()
+
+    @model_validator(mode="after")
+    def _prices_are_of_stages(self) -> "SnapFusionConfig":
+        stages = {*type(self).model_fields, *_OTHER_STAGES}
+        for name in sorted(self.compute.prices.keys() - stages):
+            close = difflib.get_close_matches(name, stages, n=1)
+            raise ValueError(
+                f"compute.prices names no stage: '{name}'"
+                + (f"; did you mean '{close[0]}'?" if close else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _promotion_can_compare(self) -> "SnapFusionConfig":
+        evaluation = self.evaluation
+        if self.promotion.enabled and SHIPPED not in evaluation.variants:
+            raise ValueError(f"promotion.enabled needs {SHIPPED} among evaluation.variants: it is what ships")
+        if (
+            self.promotion.enabled
+            and evaluation.split != "validation"
+            and len(evaluation.guidance_scales) == 1
+        ):
+            raise ValueError(
+                "promotion.enabled compares with the champion on the validation protocol, and nothing is drawn there: set "
+                "evaluation.split = 'validation', or several evaluation.guidance_scales to choose from"
+            )
+        return self
 
 
 class InvalidConfig(ValueError):
@@ -177,6 +225,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(location)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if not location:  # sections that do not fit together
+        return message
     if location[0] == "store":  # somebody may have put a password into an address: it must not reach a log
         return f"'{key}' {message}"
     return f"'{key}' {message}, found {item['input']!r}"

@@ -53,7 +53,7 @@ class RunReport(Record):
     whether a verdict may rest on them (`artifacts_schema.licences.licence_of`).
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
     data, code and configuration (`python -m flows.commands.trace`). `code` is None where it is not known.
-    `outputs` are the files below `bundle/` and `pictures/` that a person opens, `folder` is where the run put them;
+    `outputs` are the files below `bundle/`, `student/` and `pictures/` that a person opens, `folder` is where the run put them;
     `python -m flows.commands.outputs` fetches them anywhere. None in reports of programs that stored no bundle.
     """
 

@@ -21,11 +21,12 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
+from flows.compared import beside_others, page_with, runs_to_compare
 from flows.disk_needs import tell_disks
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.fetched import with_inputs_here, with_table_here
 from flows.runtime import (
-    CardProgress,
+    card_progress,
     inputs_hash,
     output_folder,
     pack,
@@ -37,12 +38,13 @@ from flows.runtime import (
     store_of,
     unpack,
 )
+from flows.tags import keep_tags
 from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
-from steps.files.errors import ConfigError
+from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
-from steps.store import Store, get_bytes, local_folder, put_folder
+from steps.store import get_bytes, local_folder, put_folder
 
 
 class Records(Mapping[str, Any]):
@@ -78,6 +80,7 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
 
     `more` are records that this task has made itself.
     """
+    keep_tags(flow)
     config = with_table_here(read_config(flow)) if STAGES[stage].measures else read_config(flow)
     record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
@@ -95,8 +98,10 @@ def start(config: SnapFusionConfig) -> RunPlan:
     config = with_inputs_here(config)
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
-    previous_reports(config, store)
-    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    runs_to_compare(config, store)
+    if config.promotion.enabled:
+        champion_report(store)  # so does a champion that the run could not be held against
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
@@ -126,7 +131,7 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     origin = plan.provenance
     machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
     found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
+    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -246,7 +251,7 @@ def report(flow: Any, card: Any) -> None:
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store, previous_reports(config, store)),
+            page_records(config, records, manifest, store),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),
@@ -257,24 +262,11 @@ def report(flow: Any, card: Any) -> None:
                 started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
             ),
         )
-    render(card, page)
+        beside, small = beside_others(config, store, result, found)
+    render(card, page_with(page, beside))
     flow.report_record = pack(result)
-
-
-def previous_reports(config: SnapFusionConfig, store: Store) -> list[dict[str, Any]]:
-    """Headlines of the runs named in `report.compare_to`. Raises ConfigError for one that is not in the store."""
-    found = []
-    for run_id in config.report.compare_to:
-        text = store.get_document(f"reports/{run_id}")
-        if text is None:
-            known = (
-                ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
-            )
-            raise ConfigError(
-                f"report.compare_to names run {run_id}, which has no report in the store; known: {known}"
-            )
-        found.append({"name": run_id, "headline": json.loads(text)["headline"]})
-    return found
+    for name, value in small.items():
+        setattr(flow, name, value)
 
 
 def end(result: RunReport, run_id: str) -> None:
@@ -289,11 +281,14 @@ def end(result: RunReport, run_id: str) -> None:
         print(f"  {name:52s} {value:.4g}")
     print(f"\nstages   {seconds:.0f} s of stage time, {peak / 2**30:.2f} GiB at most in one stage")
     print(f"bundle   {result.bundle}")
+    if result.outputs and any(name.startswith("student/") for name in result.outputs.files):
+        print(f"student  {folder / 'student'}")
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
     print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
+    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(
         f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'

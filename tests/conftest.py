@@ -1,6 +1,10 @@
 """Shared by all tests: one torch thread (two cores are shared by everything), no global randomness, one S3 server."""
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +16,10 @@ from artifacts_schema.config import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from steps.store import LocalStore, Store
 from steps.store.s3 import S3Store
+
+# Before anything imports diffusers: it copies the modules of a student's folder there, in each process of the tests elsewhere.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="snapfusion-modules-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 BUCKET = "snapfusion-test"
 READER = Identity.create("reader", [f"Read:{BUCKET}", f"List:{BUCKET}"])

@@ -15,10 +15,14 @@ import torch
 from PIL import Image
 
 from artifacts_schema.readers import read_record
+from artifacts_schema.references import FolderRef
+from steps.export.diffusers_folder import diffusers_folder
 from steps.models.base import load_base
+from steps.models.base_folder import put_model_folder
 from steps.models.stored import save_model
 from steps.pretraining.micro import write_micro_base
 from steps.store import LocalStore
+from steps.store.base import get_folder
 from steps.unet.conversion import as_evolved
 from steps.unet.small_decoder import SmallDecoder
 
@@ -95,11 +99,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     report = _newest("report")
     inputs = dict(report["inputs"])  # type: ignore[call-overload]
-    for name, (schema, model) in models.items():
-        weights = save_model(store, model, schema=schema)
+    refs = {name: save_model(store, model, schema=schema) for name, (schema, model) in models.items()}
+    for name, weights in refs.items():
         record = read_record(json.dumps(_newest("training"))).model_copy(update={"weights": weights})
         inputs[name] = record.identity()
         store.put_document(f"records/{inputs[name]}", record.to_json())
+    student = FolderRef(
+        files=diffusers_folder(
+            store,
+            put_model_folder(store, base.path),
+            unet=refs["student_8"],
+            decoder=refs["decoder_distillation"],
+        )
+    )
+    get_folder(store, student, home / "student")
+    outputs = FolderRef(files={f"student/{name}": ref for name, ref in student.files.items()})
+    report |= {"outputs": outputs.model_dump(mode="json")}
     config = report["config"] | {"base": {"path": str(home / "base")}}  # type: ignore[operator]
     store.put_document(f"reports/{RUN}", json.dumps(report | {"inputs": inputs, "config": config}))
     (home / "flow.py").write_text(_FLOW)

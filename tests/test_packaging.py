@@ -85,7 +85,8 @@ def test_what_is_imported_is_declared(
 
 def test_every_declared_package_is_pinned_by_the_constraints() -> None:
     pinned = {_normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert _declared(*PROJECT["optional-dependencies"]) - pinned == set()
+    # `demo` has an environment of its own: Gradio allows no Pillow as new as the pinned one.
+    assert _declared(*PROJECT["optional-dependencies"].keys() - {"demo"}) - pinned == set()
 
 
 def test_the_citation_is_of_this_version() -> None:

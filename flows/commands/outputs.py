@@ -1,4 +1,4 @@
-"""Fetches what a run leaves for people from its store, on any machine: bundle, report.json and pictures.
+"""Fetches what a run leaves for people from its store, on any machine: bundle, student, report.json and pictures.
 
     python -m flows.commands.outputs                                    # of the newest run, to .snapfusion/runs/<run id>
     python -m flows.commands.outputs 1720000000000000 --to results

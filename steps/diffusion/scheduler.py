@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from steps.diffusion import ddim
+from steps.diffusion.ddim import step as ddim_transition
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import NoiseSchedule, schedule_keys
 from steps.files.errors import ConfigError
@@ -38,9 +38,8 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
     """Deterministic DDIM whose steps go from one grid point to the next and from the last one to the clean
     latent.
 
-    Works as `scheduler=` of a StableDiffusionPipeline; a process that loads a pipeline saved with it must
-    import this module first. The noise schedule and prediction type come from the configuration; spacing,
-    clipping and final step are fixed, whatever a loaded configuration says.
+    Works as `scheduler=` of a StableDiffusionPipeline. The noise schedule and prediction type come from the
+    configuration; spacing, clipping and final step are fixed, whatever a loaded configuration says.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -108,7 +107,9 @@ class GridDDIMScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers is un
         """
         t, following = self._on_grid(timestep)
         now, then = (torch.full((len(sample),), point, device=sample.device) for point in (t, following))
-        z, x, eps = ddim.step(self._schedule, model_output, z=sample, t=now, t_next=then, kind=self._kind)
+        z, x, eps = ddim_transition(
+            self._schedule, model_output, z=sample, t=now, t_next=then, kind=self._kind
+        )
         if eta > 0:
             if variance_noise is None:
                 shape, device, dtype = model_output.shape, model_output.device, model_output.dtype

@@ -1,4 +1,4 @@
-"""What a run leaves for people, out of the store: bundle, report.json and pictures. Imports no torch."""
+"""What a run leaves for people, out of the store: bundle, student, report.json and pictures. Imports no torch."""
 
 from pathlib import Path
 

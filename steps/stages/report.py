@@ -23,6 +23,7 @@ from steps.latency.table import predict
 from steps.report.content import Block
 from steps.report.outputs import fetch_outputs
 from steps.report.page import RunRecords, build_page
+from steps.report.student import student_files
 from steps.store import Store
 
 # Reference, then what is held against it.
@@ -78,7 +79,6 @@ def page_records(
     records: Mapping[str, Any],
     manifest: BundleManifest,
     store: Store,
-    previous: Sequence[Mapping[str, Any]],
 ) -> RunRecords:
     """What the page shows, out of a run's records by stage (and label)."""
     evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
@@ -95,7 +95,6 @@ def page_records(
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
         compression=records["coreml_compression"],
-        previous=previous,
     )
 
 
@@ -137,13 +136,13 @@ def run(
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
         grids={name: store.put_bytes(data) for name, (_, data) in grids.items()},
-        outputs=FolderRef(
-            files={f"bundle/{name}": ref for name, ref in bundle.files.items()}
-            | {f"pictures/{name}": ref for name, ref in _pictures(records, store, grids, shown=shown)}
-        ),
         bundle=str(output / "bundle"),
         folder=str(output),
     )
+    outputs = {f"bundle/{name}": ref for name, ref in bundle.files.items()}
+    outputs |= {f"pictures/{name}": ref for name, ref in _pictures(records, store, grids, shown=shown)}
+    outputs |= student_files(store, records, everything, report)
+    report = report.model_copy(update={"outputs": FolderRef(files=outputs)})
     page = build_page(records, everything, store, report)
     fetch_outputs(store, report, output)
     report_of_run(store, output.name, report, named.values())
