@@ -153,15 +153,17 @@ class SnapFusionConfig(Frozen):
     teacher_16: DistillationStageConfig = DistillationStageConfig()
     student_16: Student16Config = Student16Config()
     student_8: DistillationStageConfig = DistillationStageConfig()
+    student_4: DistillationStageConfig | None = None  # half of student_8's steps; none: not made
+    student_2: DistillationStageConfig | None = None  # half of student_4's
     decoder_distillation: DecoderDistillationConfig = DecoderDistillationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     coreml_export: CoremlExportConfig = CoremlExportConfig()
     coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
-    resources: dict[str, ResourcesConfig] = {}  # by step of the flow, and "default"; see flows/remote.py
     promotion: PromotionConfig = PromotionConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     notify: NotifyConfig = NotifyConfig()
+    resources: dict[str, ResourcesConfig] = {}  # by step of the flow, and "default"; see flows/remote.py
 
     @model_validator(mode="after")
     def _prices_are_of_stages(self) -> "SnapFusionConfig":
@@ -188,6 +190,18 @@ class SnapFusionConfig(Frozen):
                 "promotion.enabled compares with the champion on the validation protocol, and nothing is drawn there: set "
                 "evaluation.split = 'validation', or several evaluation.guidance_scales to choose from"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _chain(self) -> "SnapFusionConfig":
+        steps = self.step_distillation.final_steps
+        for name, before in (("student_4", self.student_8), ("student_2", self.student_4)):
+            config = getattr(self, name)
+            steps, odd = divmod(steps, 2)
+            if config is not None and (before is None or odd):
+                raise ValueError(f"{name} halves the steps of the student before it, which there is not")
+            if config is None and f"{name}_small_decoder" in self.evaluation.variants:
+                raise ValueError(f"evaluation.variants names {name}_small_decoder; {name} needs a section")
         return self
 
 

@@ -19,6 +19,22 @@ from artifacts_schema.ranges import (
     Weight,
 )
 
+VariantName = Literal[
+    "base_50",
+    "base_8",
+    "base_8_dpm",
+    "base_4_dpm",
+    "base_2_dpm",
+    "teacher_16",
+    "student_16",
+    "student_8",
+    "student_8_small_decoder",
+    "student_8_compressed",
+    "student_4_small_decoder",
+    "student_2_small_decoder",
+]
+"""What can be evaluated; `student_8_compressed` are the packages that ship, the others are torch's."""
+
 KEPT_PICTURES = 64
 """So many pictures of every evaluated point are kept, for the report; all others are only measured."""
 
@@ -117,7 +133,8 @@ class StepDistillationConfig(Frozen):
     final_steps: Count = 8  # P
     cfg_probability: Fraction = 0.1  # P Fig. 7
     cfg_range: tuple[GuidanceScale, GuidanceScale] = (2.0, 14.0)  # P section 4
-    gamma: Weight = 0.2  # P section 5.2, dynamic
+    gamma: Weight = 0.2  # P section 5.2
+    dynamic_gamma: bool = True  # P section 5.2: L_ori is first brought to the distillation loss's size
     caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
     validation_captions: Annotated[int, Field(ge=1, le=10_000)] = 32  # of every held-out check, ours
     validation_guidance_scale: GuidanceScale = 3.0  # ours
@@ -159,6 +176,7 @@ class DecoderDistillationConfig(Frozen):
     ddim_steps: Annotated[int, Field(ge=1, le=1000)] = 50  # P B.2
     guidance_scale: GuidanceScale = 3.0  # ours: paper gives none
     width_fraction: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5  # P section 3.2
+    start: Literal["sliced", "fresh"] = "sliced"  # ours: the full decoder's strongest channels; P gives none
 
 
 class EvaluationConfig(Frozen):
@@ -168,14 +186,17 @@ class EvaluationConfig(Frozen):
     """
 
     volatile: ClassVar[frozenset[str]] = frozenset(
-        {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
+        {"signal_clip", "measure_clip", "inception", "protocols", "variants", "base_steps", "grid_pictures"}
     )
 
     signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
     measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
     features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
     inception: str | None = None  # the file of features = "inception", NVIDIA's inception-2015-12-05.pt
-    variants: tuple[str, ...] = (
+    protocols: Annotated[str, Field(min_length=1)] = (
+        "splits"  # the data's own splits, without a licence; "frozen": docs/protocols; else a folder of your own
+    )
+    variants: tuple[VariantName, ...] = (
         "base_50",
         "base_8",
         "base_8_dpm",
@@ -183,6 +204,7 @@ class EvaluationConfig(Frozen):
         "student_16",
         "student_8",
         "student_8_small_decoder",
+        "student_8_compressed",
     )
     guidance_scales: tuple[Positive, ...] = Field(
         (3.0,), min_length=1
@@ -191,12 +213,23 @@ class EvaluationConfig(Frozen):
     pictures: Count = 64  # per variant
     base_steps: Count = 50  # P
     split: Literal["validation", "test"] = "test"
+    apart_pictures: CountOrZero = (
+        0  # of `seen` and of `novel` captions each, with frozen protocols; never a headline
+    )
     grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = 16
 
     @model_validator(mode="after")
     def _inception_has_a_file(self) -> Self:
         if self.features == "inception" and not self.inception:
             raise ValueError('features = "inception" needs inception, the path of inception-2015-12-05.pt')
+        if "student_8_compressed" in self.variants and "student_8_small_decoder" not in self.variants:
+            raise ValueError(
+                "variants: student_8_compressed is drawn at the guidance scale of student_8_small_decoder, which must be there"
+            )
+        if self.apart_pictures and self.protocols == "splits":
+            raise ValueError(
+                "apart_pictures needs frozen protocols, which name the captions that are reported apart"
+            )
         return self
 
 

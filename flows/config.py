@@ -1,9 +1,12 @@
 """Reads the configuration for Metaflow's `Config`, with one clean message when it is refused."""
 
+import tomllib
 from typing import Any
 
 from metaflow.exception import MetaflowException
+from pydantic import ValidationError
 
+from artifacts_schema.ablation import AblationConfig
 from artifacts_schema.config import InvalidConfig, load_config
 from artifacts_schema.pretraining import load_pretraining_config
 
@@ -27,4 +30,13 @@ def parse_pretraining(text: str) -> dict[str, Any]:
     try:
         return load_pretraining_config(text).model_dump(mode="json")
     except InvalidConfig as error:
+        raise ConfigRefused(str(error)) from None
+
+
+def parse_ablation(text: str) -> dict[str, Any]:
+    """The same for the configuration of an ablation."""
+    try:
+        payload = tomllib.loads(text)
+        return AblationConfig.model_validate(payload).model_dump(mode="json")
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigRefused(str(error)) from None

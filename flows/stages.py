@@ -251,7 +251,7 @@ def report(flow: Any, card: Any) -> None:
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store),
+            page_records(config, records, manifest, store, project_root=PROJECT_ROOT),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),

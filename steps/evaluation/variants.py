@@ -12,12 +12,21 @@ MODELS: dict[str, tuple[str, str]] = {
     "base_50": ("", ""),
     "base_8": ("", ""),
     "base_8_dpm": ("", ""),
+    "base_4_dpm": ("", ""),
+    "base_2_dpm": ("", ""),
     "teacher_16": ("teacher_16", ""),
     "student_16": ("student_16", ""),
     "student_8": ("student_8", ""),
     "student_8_small_decoder": ("student_8", "decoder_distillation"),
+    "student_8_compressed": ("student_8", "decoder_distillation"),
+    "student_4_small_decoder": ("student_4", "decoder_distillation"),
+    "student_2_small_decoder": ("student_2", "decoder_distillation"),
 }
 """The stages whose UNet and decoder a variant draws with; empty for the base's own."""
+
+COMPRESSED = "student_8_compressed"
+"""The packages that ship, drawn with by the interpreter at the guidance scale of what they were made of."""
+GUIDED_AS = {COMPRESSED: "student_8_small_decoder"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,14 @@ def variant_of(name: str, config: SnapFusionConfig) -> Variant:
         Variant("base_50", f"base, {many} steps", "ddim", many),
         Variant("base_8", f"base, {few} steps", "ddim", few),
         Variant("base_8_dpm", f"base, {few} steps, DPM-Solver++", "dpm", few),
+        Variant("base_4_dpm", f"base, {few // 2} steps, DPM-Solver++", "dpm", max(1, few // 2)),
+        Variant("base_2_dpm", f"base, {few // 4} steps, DPM-Solver++", "dpm", max(1, few // 4)),
         Variant("teacher_16", f"teacher, {middle} steps", "ddim", middle),
         Variant("student_16", f"student, {middle} steps", "ddim", middle),
         Variant("student_8", f"student, {few} steps", "ddim", few),
         Variant("student_8_small_decoder", f"student, {few} steps, small decoder", "ddim", few),
+        Variant(COMPRESSED, f"student, {few} steps, small decoder, as it ships", "ddim", few),
+        Variant("student_4_small_decoder", f"student, {few // 2} steps, small decoder", "ddim", few // 2),
+        Variant("student_2_small_decoder", f"student, {few // 4} steps, small decoder", "ddim", few // 4),
     )
     return {item.name: item for item in items}[name]

@@ -20,6 +20,9 @@ from steps.models.base_folder import check_base_folder, folder_identity
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """NVIDIA's inception-2015-12-05.pt, 95,607,719 bytes: what clean-fid computes with, and k-diffusion names by this hash."""
 
+FROZEN_PROTOCOLS = Path(__file__).parents[1] / "evaluation" / "protocols"
+"""The included ones, in the wheel and in Metaflow's code package; docs/protocols/ is a link to it."""
+
 MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
 
@@ -101,7 +104,22 @@ def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Pat
                 f"{_included(getattr(config.evaluation, name))}name a folder with an OpenCLIP model"
             )
         result[name] = path
+    result["protocols"] = _protocols(config, project_root)
     return result
+
+
+def _protocols(config: SnapFusionConfig, project_root: Path) -> Path | None:
+    """The folder of frozen protocols; None where the data's own splits are measured on."""
+    named = config.evaluation.protocols
+    if named == "splits":
+        return None
+    folder = FROZEN_PROTOCOLS if named == "frozen" else project_root / named
+    if missing := [name for name in ("validation.json", "test.json") if not (folder / name).is_file()]:
+        raise ConfigError(
+            f"evaluation.protocols names {folder}, which lacks {' and '.join(missing)}; make them with "
+            "`python -m steps.evaluation.freeze`, or set it to 'splits'"
+        )
+    return folder
 
 
 def _included(path: str) -> str:

@@ -63,6 +63,11 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
             student=share,
         ),
         _distillation("student_8", config, teacher + share * student, costs, teacher=1.0, student=share),
+        *(
+            _distillation(name, config, share * (teacher + student), costs, teacher=share, student=share)
+            for name in ("student_4", "student_2")
+            if getattr(config, name) is not None
+        ),
         _decoder(config, costs),
         StageEstimate("evaluation", _evaluation(config, costs)),
     ]
@@ -127,7 +132,10 @@ def _distillation(
     """A step distillation with its held-out checks; `teacher` and `student` cost so much of the base's UNet."""
     section = config.step_distillation
     training: TrainingConfig = getattr(config, stage).training
-    steps = section.final_steps if stage == "student_8" else section.intermediate_steps
+    few = section.final_steps
+    steps = {"student_8": few, "student_4": few // 2, "student_2": few // 4}.get(
+        stage, section.intermediate_steps
+    )
     drawn = 2.0 * steps * teacher + (training.held_out_checks + 1) * steps * student
     checks = section.validation_captions * drawn * _GUIDED * costs["unet_forward_s"]
     return _training(stage, training, forwards, costs, 2, batches=2, more=checks)
@@ -166,6 +174,11 @@ def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
         "student_16": share * steps.intermediate_steps,
         "student_8": share * steps.final_steps,
         "student_8_small_decoder": share * steps.final_steps,
+        "student_8_compressed": share * steps.final_steps,
+        "base_4_dpm": steps.final_steps / 2,
+        "base_2_dpm": steps.final_steps / 4,
+        "student_4_small_decoder": share * steps.final_steps / 2,
+        "student_2_small_decoder": share * steps.final_steps / 4,
     }
     per_picture = sum(calls.get(name, 0.0) * _GUIDED for name in section.variants) * costs["unet_forward_s"]
     per_picture += len(section.variants) * costs["decoder_forward_s"]

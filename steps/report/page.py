@@ -1,7 +1,7 @@
 """The whole report page from the records of a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load_file
@@ -12,6 +12,7 @@ from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentRepo
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.licences import Licence
 from artifacts_schema.references import ObjectRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -44,6 +45,7 @@ class RunRecords:
     manifest: BundleManifest
     drawing: BundleDrawing | None = None
     compression: CompressionRecord | None = None
+    licences: Mapping[str, Licence] = field(default_factory=dict)
 
 
 def build_page(
@@ -53,7 +55,7 @@ def build_page(
     return [
         *_head(records, report.labels),
         *_pictures(records, store),
-        *quality(records.evaluations, records.comparisons, records.guidance),
+        *quality(records.evaluations, records.comparisons, records.guidance, records.licences),
         *_latency(records),
         *_architecture(records),
         *trainings(records.trainings, records.evolution),

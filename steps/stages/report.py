@@ -12,12 +12,14 @@ from artifacts_schema.base import Interval, Provenance, Record
 from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.licences import Licence
 from artifacts_schema.references import FolderRef, ObjectRef
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
 from artifacts_schema.training import TrainingRecord
 from steps.cache.notes import StageUse, report_of_run
 from steps.cache.provenance import DISTRIBUTION
 from steps.evaluation.compare import compare
+from steps.evaluation.licences import licence_folders, licences_of, with_licences
 from steps.evaluation.pictures import grid, png
 from steps.latency.table import predict
 from steps.report.content import Block
@@ -32,6 +34,12 @@ _COMPARISONS = (
     ("base_8", "student_8_small_decoder"),
     ("base_8_dpm", "student_8_small_decoder"),
     ("student_8", "student_8_small_decoder"),
+    ("base_50", "student_8_compressed"),
+    ("student_8_small_decoder", "student_8_compressed"),
+    ("base_50", "student_4_small_decoder"),
+    ("base_4_dpm", "student_4_small_decoder"),
+    ("base_50", "student_2_small_decoder"),
+    ("base_2_dpm", "student_2_small_decoder"),
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
@@ -39,16 +47,23 @@ _COMPARISONS = (
 _NAMES = {
     ("base_50", "student_8_small_decoder"): "student8_vs_base50",
     ("base_8_dpm", "student_8_small_decoder"): "student8_vs_dpm8",
+    ("base_50", "student_8_compressed"): "compressed_vs_base50",
+    ("base_50", "student_4_small_decoder"): "student4_vs_base50",
+    ("base_4_dpm", "student_4_small_decoder"): "student4_vs_dpm4",
+    ("base_50", "student_2_small_decoder"): "student2_vs_base50",
+    ("base_2_dpm", "student_2_small_decoder"): "student2_vs_dpm2",
 }
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
-def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
-    """Every comparison whose two variants were evaluated."""
+def compare_all(
+    store: Store, evaluations: Sequence[EvaluationRecord], licences: Mapping[str, Licence]
+) -> list[VariantComparison]:
+    """Every comparison whose two variants were evaluated, with the verdicts that licensed instruments stand behind."""
     by_name = {record.variant: record for record in evaluations}
     return [
-        compare(store, by_name[reference], by_name[other])
+        with_licences(compare(store, by_name[reference], by_name[other]), licences)
         for reference, other in _COMPARISONS
         if reference in by_name and other in by_name
     ]
@@ -79,9 +94,12 @@ def page_records(
     records: Mapping[str, Any],
     manifest: BundleManifest,
     store: Store,
+    *,
+    project_root: Path,
 ) -> RunRecords:
     """What the page shows, out of a run's records by stage (and label)."""
     evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
+    licences = licences_of(evaluations, licence_folders(config.evaluation.protocols, project_root))
     return RunRecords(
         name=config.run.name,
         smoke=config.run.smoke,
@@ -90,7 +108,8 @@ def page_records(
         evolution=records["architecture_evolution"],
         evaluations=evaluations,
         guidance=[r for name, r in records.items() if name.startswith("guidance_selection ")],
-        comparisons=compare_all(store, evaluations),
+        comparisons=compare_all(store, evaluations, licences),
+        licences=licences,
         components=[record for name, record in records.items() if name.startswith("coreml_export ")],
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
@@ -132,6 +151,7 @@ def run(
         provenance=provenance,
         headline=headline(records),
         quality=quality(records),
+        licences=dict(records.licences),
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
@@ -240,6 +260,7 @@ def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
         "protocol": record.protocol_hash,
         "point": record.point.model_dump(mode="json", exclude={"images"}),
         "real": record.real.point.model_dump(mode="json", exclude={"images"}),
+        "apart": {name: p.model_dump(mode="json", exclude={"images"}) for name, p in record.apart.items()},
     }
 
 

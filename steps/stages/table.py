@@ -13,7 +13,7 @@ from typing import Any
 from artifacts_schema.bundle import REQUIRED_COMPONENTS
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.plan import InputName
-from steps.evaluation.variants import MODELS, variant_of
+from steps.evaluation.variants import GUIDED_AS, MODELS, variant_of
 
 Meaning = Callable[[SnapFusionConfig, str], Mapping[str, Any]]
 
@@ -87,7 +87,10 @@ def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
 
 
 def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    found = values_of(config, ["evaluation.features", "evaluation.pictures", "evaluation.split"])
+    found = values_of(
+        config,
+        ["evaluation.features", "evaluation.pictures", "evaluation.split", "evaluation.apart_pictures"],
+    )
     return found | {"steps": variant_of(label, config).steps}
 
 
@@ -97,7 +100,7 @@ def _models_of(_: SnapFusionConfig, label: str) -> dict[str, str]:
 
 
 def _evaluated_models(config: SnapFusionConfig, label: str) -> dict[str, str]:
-    return _models_of(config, label) | {"guidance": f"guidance_selection {label}"}
+    return _models_of(config, label) | {"guidance": f"guidance_selection {GUIDED_AS.get(label, label)}"}
 
 
 def _exported(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
@@ -164,17 +167,19 @@ STAGES: dict[str, Stage] = {
         _distillation(
             "student_8", teacher="teacher_16.weights", student="student_16.weights", cfg_aware=True
         ),
+        _distillation("student_4", teacher="student_8.weights", student="student_8.weights", cfg_aware=True),
+        _distillation("student_2", teacher="student_4.weights", student="student_4.weights", cfg_aware=True),
         Stage("decoder_distillation", settings=("decoder_distillation",), reads=("base", "data")),
         Stage(
             "real_pictures",
             settings=("evaluation.features",),
-            reads=("data", "signal_clip", "measure_clip", "inception"),
+            reads=("data", "signal_clip", "measure_clip", "inception", "protocols"),
             packages=_INSTRUMENTS,
         ),
         Stage(
             "guidance_selection",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "inception"),
+            reads=("base", "data", "signal_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_guided,
             further=_models_of,
@@ -183,7 +188,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "evaluation",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "measure_clip", "inception"),
+            reads=("base", "data", "signal_clip", "measure_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
             further=_evaluated_models,

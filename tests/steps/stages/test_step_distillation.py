@@ -119,3 +119,9 @@ def test_student_16_may_learn_from_the_full_unet(
     assert STAGES[stage].after.get("full") == (
         "velocity_finetuning.weights" if stage == "student_16" else None
     )
+
+
+def test_every_student_has_half_the_steps_of_the_one_before() -> None:
+    shared = StepDistillationConfig(intermediate_steps=16, final_steps=8)
+    names = ("teacher_16", "student_16", "student_8", "student_4", "student_2")
+    assert [step_distillation._steps(name, shared) for name in names] == [16, 16, 8, 4, 2]
