@@ -44,9 +44,9 @@ def with_fetched_inputs(config: SnapFusionConfig, folder: Path) -> SnapFusionCon
         unused = name.endswith("warm_start") and not config.base.warm_start
         if place is not None and place.startswith(SCHEME) and not unused:
             values[section][key] = str(fetch(place, config.store, folder, name, whole=name in _FOLDERS))
-    values["data"]["shards"] = [
-        path for pattern in config.data.shards for path in _shards(pattern, config, folder)
-    ]
+    for name in ("shards", "held_out_from"):
+        patterns: tuple[str, ...] = getattr(config.data, name)
+        values["data"][name] = [path for each in patterns for path in _shards(each, config, folder)]
     return SnapFusionConfig.model_validate(values)
 
 
