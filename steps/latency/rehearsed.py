@@ -7,6 +7,7 @@ from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.parts import STARTS_FROM
 from artifacts_schema.report import StageSummary
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.latency.estimates import format_seconds, stage_estimates
 
 _GIB = 1 << 30
@@ -87,7 +88,7 @@ def _seconds(
 def _training(
     row: StageSummary, real: SnapFusionConfig, rehearsed: SnapFusionConfig, costs: Mapping[str, float]
 ) -> float:
-    training = getattr(rehearsed, row.stage).training
+    training: TrainingConfig = getattr(rehearsed, row.stage).training
     none = training.model_copy(update={"iterations": 0})
     section = getattr(rehearsed, row.stage).model_copy(update={"training": none})
     without = rehearsed.model_copy(update={row.stage: section})

@@ -18,7 +18,7 @@ def finished(folder: Path, text: str, run_id: str) -> RunReport:
     """Run the configuration in TOML `text` with everything below `folder`; returns the report."""
     found = flow_config.parse(text)
     found["store"]["root"] = str(folder / "store")
-    card = SimpleNamespace(append=lambda _: None, refresh=lambda: None)
+    card = SimpleNamespace(append=lambda _: None, refresh=lambda *_, **__: None)
     cards = {"progress": card, "report": card}
     task = SimpleNamespace(flow_name="none", run_id=run_id, origin_run_id=None, card=cards)
     flow: Any = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: found))
