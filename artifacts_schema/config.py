@@ -14,18 +14,20 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
-from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
+from artifacts_schema.distillation_configs import (
+    DistillationStageConfig,
+    StepDistillationConfig,
+    Student16Config,
+)
+from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, key
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     CoremlCompressionConfig,
     CoremlExportConfig,
     DecoderDistillationConfig,
-    DistillationStageConfig,
     EvaluationConfig,
     LatencyProfileConfig,
     RobustTrainingConfig,
-    StepDistillationConfig,
-    Student16Config,
     VelocityFinetuningConfig,
 )
 
@@ -33,36 +35,47 @@ from artifacts_schema.stage_configs import (
 class RunConfig(Frozen):
     """What names and seeds a run."""
 
-    name: str = "openmoji"
-    seed: CountOrZero = 0
-    smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+    name: str = key("openmoji", "what the run is called in reports and pages")
+    seed: CountOrZero = key(0, "every random draw of the run follows from it")
+    smoke: bool = key(False, 'labels every page "smoke": a check of the machinery, not a result')
 
 
 class ComputeConfig(Frozen):
     """Where the stages run."""
 
-    device: Device = "auto"
-    threads: CountOrZero = 0  # 0: the cores shared out over the tasks at once
-    deterministic: bool = True  # torch deterministic algorithms
-    sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
-    price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
+    device: Device = key("auto", "where the stages compute; auto: a GPU if there is one")
+    threads: CountOrZero = key(
+        0, "of torch in each task; 0: the cores shared out over the tasks at once", unit="threads"
+    )
+    deterministic: bool = key(
+        True, "torch's deterministic algorithms: on a CPU a resumed training is bit-equal"
+    )
+    sigterm_grace_s: Positive = key(10.0, "time to write a checkpoint after SIGTERM", unit="s")
+    price_per_hour: NotNegative = key(
+        0.0, "of one machine, in any currency, for the estimate of cost; 0: none shown", unit="1/h"
+    )
 
 
 class StoreConfig(Frozen):
     """The content-addressed store and the stage cache in it."""
 
-    root: str = ".snapfusion/store"  # relative to the project root, or s3://bucket/prefix
-    cache: bool = True  # reuse finished stages with equal inputs
-    local: str = (
-        ".snapfusion/cache"  # S3 only: downloaded objects, scratch files and checkpoints of this machine
+    root: str = key(
+        ".snapfusion/store",
+        "where everything is kept: a folder, from the project root, or s3://bucket/prefix",
     )
-    endpoint: str | None = None  # S3 only; None: AWS_ENDPOINT_URL_S3, else Amazon's
-    encryption: Literal["none", "AES256", "aws:kms"] = (
-        "none"  # S3 only, at the server; none: the bucket's default
+    cache: bool = key(True, "reuse finished stages with equal inputs")
+    local: str = key(
+        ".snapfusion/cache", "S3 only: downloaded objects, scratch files and checkpoints of this machine"
     )
-    kms_key: str | None = None  # S3 only, with aws:kms; None: the account's own
-    timeout_s: Positive = 60.0  # S3 only: longest silence of the server
-    attempts: Count = 10  # S3 only: of one request, with growing pauses
+    endpoint: str | None = key(
+        None, "S3 only: address of the server; unset: AWS_ENDPOINT_URL_S3, else Amazon's"
+    )
+    encryption: Literal["none", "AES256", "aws:kms"] = key(
+        "none", "S3 only: at the server; none: the bucket's default"
+    )
+    kms_key: str | None = key(None, "S3 only: key for aws:kms; unset: the account's own")
+    timeout_s: Positive = key(60.0, "S3 only: longest silence of the server", unit="s")
+    attempts: Count = key(10, "S3 only: of one request, with growing pauses")
 
     @model_validator(mode="after")
     def _check(self) -> "StoreConfig":
@@ -79,10 +92,12 @@ class BaseConfig(Frozen):
     # Places; what lies there counts.
     volatile: ClassVar[frozenset[str]] = frozenset({"path", "velocity_warm_start", "robust_warm_start"})
 
-    path: str = "assets/base"  # diffusers folder; "micro" builds a random-weight one for tests
-    warm_start: bool = True  # start velocity_finetuning and robust_training from the shipped weights
-    velocity_warm_start: str = "assets/warm_starts/velocity"
-    robust_warm_start: str = "assets/warm_starts/robust"
+    path: str = key("assets/base", 'the base, a diffusers folder; "micro": a random-weight model for tests')
+    warm_start: bool = key(True, "start velocity_finetuning and robust_training from the shipped weights")
+    velocity_warm_start: str = key("assets/warm_starts/velocity", "folder of the shipped v-prediction UNet")
+    robust_warm_start: str = key(
+        "assets/warm_starts/robust", "folder of the shipped UNet that bears skipped blocks"
+    )
 
 
 class DataConfig(Frozen):
@@ -90,15 +105,23 @@ class DataConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"shards"})  # places; what lies there counts
 
-    source: Literal["openmoji", "webdataset"] = "openmoji"
-    shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
-    image_size: Count | None = None  # None: the base's own
-    limit: Count | None = None  # at most so many captions per split
-    variants: Count = (
-        1  # openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is
+    source: Literal["openmoji", "webdataset"] = key(
+        "openmoji", "openmoji: the included pictures; webdataset: your shards"
     )
-    max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
-    max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
+    shards: tuple[str, ...] = key(
+        (), "tar files or brace patterns such as data/{00000..00099}.tar; webdataset only"
+    )
+    image_size: Count | None = key(None, "side of the pictures; unset: the base's own", unit="pixels")
+    limit: Count | None = key(None, "at most so many captions of each split; unset: all", unit="captions")
+    variants: Count = key(
+        1, "openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is"
+    )
+    max_skipped_fraction: Fraction = key(
+        0.01, "share of corrupt pictures and empty captions that is tolerated"
+    )
+    max_image_pixels: Count = key(
+        64_000_000, "larger pictures are refused as decompression bombs", unit="pixels"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -112,9 +135,9 @@ class DataConfig(Frozen):
 class ReportConfig(Frozen):
     """`report`."""
 
-    compare_to: tuple[str, ...] = ()  # run ids whose reports are set beside this one
-    output: str = (
-        ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
+    compare_to: tuple[str, ...] = key((), "run ids whose reports are set beside this one")
+    output: str = key(
+        ".snapfusion/runs", "where bundle, report and pictures are placed, from the project root"
     )
 
 
@@ -184,7 +207,7 @@ def _nearest(location: list[str]) -> str:
     """Suggestion for an unknown key: the closest one in its section, else wherever in the configuration it exists."""
     section: Any = SnapFusionConfig
     for part in location[:-1]:
-        section = _section_of(section, part)
+        section = section_of(section, part)
         if section is None:
             return ""
     valid = list(section.model_fields)
@@ -195,7 +218,8 @@ def _nearest(location: list[str]) -> str:
     return f"; valid keys here: {', '.join(valid)}"
 
 
-def _section_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+def section_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a field that is a section; None for a key, and for what is not there."""
     field = section.model_fields.get(name)
     if field is None:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifacts_schema.config import InvalidConfig
+from flows.commands.parser import CommandParser
 from flows.environment import prepare_paths
 from steps.files.errors import SnapFusionError
 
@@ -20,10 +21,8 @@ logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 
 def parser_for(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, as it stands there."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """A parser whose help is a module's docstring, as it stands there, under the name that it was called by."""
+    return CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def as_called(path: Path) -> Path:
@@ -43,6 +42,8 @@ def exit_code(work: Callable[[], None]) -> int:
     """0 when `work` is done, 1 after saying what was wrong."""
     try:
         work()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        raise
     except (SnapFusionError, InvalidConfig, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
