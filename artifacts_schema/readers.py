@@ -6,20 +6,37 @@
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord
 from artifacts_schema.base import Record, content_hash, json_object
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
+from artifacts_schema.champion import ChampionHistory
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
-    ArchitectureSpec, BundleDrawing, BundleManifest, ComponentReport, CompressionRecord, DeviceMeasurement,
-    EvaluationRecord, EvolutionRecord, GuidanceRecord, LatencyKit, LatencyTable, PreparedDataRef, RealPicturesRecord, RunPlan,
-    RunReport, TrainingRecord,
-)  # fmt: skip
+    ArchitectureSpec,
+    BundleDrawing,
+    BundleManifest,
+    ChampionHistory,
+    ComponentReport,
+    CompressionRecord,
+    DeviceMeasurement,
+    EvaluationRecord,
+    EvolutionRecord,
+    GuidanceRecord,
+    LatencyKit,
+    LatencyTable,
+    LicenceRecord,
+    PreparedDataRef,
+    RealPicturesRecord,
+    RunPlan,
+    RunReport,
+    TrainingRecord,
+)
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}
 
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from artifacts_schema.base import Frozen, Interval, Measurement, Record
 from artifacts_schema.evaluation import VariantComparison
+from artifacts_schema.licences import Licence
 from artifacts_schema.references import FolderRef, ObjectRef
 
 
@@ -48,7 +49,8 @@ class StageSummary(Frozen):
 class RunReport(Record):
     """Everything that identifies a run's result; `report.json` is this record.
 
-    `quality` are the published numbers of the student against the base, with intervals.
+    `quality` are the published numbers of the student against the base, with intervals; `licences`, by instrument, say
+    whether a verdict may rest on them (`artifacts_schema.licences.licence_of`).
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
     data, code and configuration (`snapfusion trace`). `code` is None where it is not known.
     `outputs` are the files below `bundle/` and `pictures/` that a person opens, `folder` is where the run put them;
@@ -66,6 +68,7 @@ class RunReport(Record):
     code: CodeVersion | None = None
     headline: dict[str, float]
     quality: dict[str, Interval] = {}  # those of the headline that have a 95 % interval
+    licences: dict[str, Licence] = {}
     evaluations: tuple[dict[str, Any], ...] = ()
     comparisons: tuple[VariantComparison, ...] = ()
     stages: tuple[StageSummary, ...] = ()

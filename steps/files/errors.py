@@ -15,6 +15,7 @@ SnapFusionError
 │   └── CheckpointError     no checkpoint of this training can be read
 ├── EvaluationError       records of unlike protocols, or a metric that cannot be computed
 ├── ExportError           a component cannot be exported correctly
+├── PromotionError        a run cannot become champion, or a champion cannot be used
 └── Interrupted           SIGTERM, SIGINT or SIGHUP arrived; a checkpoint was written first
 
 A message says what was expected, what was found, and what to do next.
@@ -79,6 +80,10 @@ class EvaluationError(SnapFusionError):
 
 class ExportError(SnapFusionError):
     """A component cannot be exported correctly."""
+
+
+class PromotionError(SnapFusionError):
+    """A run cannot become champion, or a champion cannot be used."""
 
 
 class Interrupted(SnapFusionError):
