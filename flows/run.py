@@ -1,7 +1,6 @@
 """A finished run, to look at: its report, pictures, architecture and bundle, out of its store. Imports no torch."""
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,45 +13,33 @@ from artifacts_schema.report import RunReport
 from flows.environment import WORK_ROOT
 from flows.presets import differences, presets, read_source
 from steps.cache.leases import in_use
-from steps.files.errors import SnapFusionError
+from steps.comparison.references import finished_runs, report_of, resolve_runs, run_id_of
+from steps.files.errors import SnapFusionError, StoreError
 from steps.report.outputs import fetch_outputs
 from steps.report.stored import record_of
-from steps.store import Store, get_bytes, open_store
+from steps.store import Store, get_bytes, local_folder, open_store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_REPORTS = "reports/"
-_STUDENT = "student8_vs_base50"
-
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: `Run.open()` is the newest, `Run.open("1720000000000000")` the one with this id."""
+    """A finished run: `Run.open()` is the newest, `Run.open("champion")` the champion, `Run.open("17")` the one with this id."""
 
     id: str
     report: RunReport
     store: Store
 
     @classmethod
-    def open(cls, run_id: str | None = None, *, store: Store | StoreConfig | None = None) -> Self:
-        """The run with this id, or the newest, of the default store or another.
+    def open(cls, which: str = "latest", *, store: Store | StoreConfig | None = None) -> Self:
+        """The run that is meant (id, name, latest, previous, champion), of the default store or another.
 
-        Raises SnapFusionError naming the runs that are there.
+        Raises SnapFusionError naming the nearest run that is there.
         """
         place = store_at(store)
-        known = run_ids(place)
-        if not known:
-            raise SnapFusionError(
-                f"no finished run in the store {place.root}; run the flow first, or name another store"
-            )
-        name = known[0] if run_id is None else run_id
-        text = place.get_document(f"{_REPORTS}{name}")
-        if text is None:
-            raise SnapFusionError(
-                f"run {name} has no report in the store {place.root}; known: {', '.join(known)}"
-            )
-        return cls(name, RunReport.from_json(text), place)
+        (report,) = resolve_runs(place, [which])
+        return cls(run_id_of(report), report, place)
 
     def record(self, stage: str) -> Any:
         """The record of a stage, such as "student_8" or "evaluation base_50". Raises StoreError when it is gone."""
@@ -122,15 +109,14 @@ class Run:
         with the small decoder to the base in 50 steps; `ms` a guided step of its UNet by the latency table; `size_mib`
         the bundle's packages.
         """
-        quality, sizes = self.report.quality, self._sizes()
-        distance, clip = (quality.get(f"{_STUDENT}.{name}") for name in ("distance_ratio", "clip_difference"))
+        headline, sizes = self.report.headline, self._sizes()
         return {
             "id": self.id,
             "name": self.name,
             "preset": self.preset,
             "date": self.date,
-            "distance": distance.value if distance else None,
-            "clip": clip.value if clip else None,
+            "distance": headline.get("student8_vs_base50.distance_ratio"),
+            "clip": headline.get("student8_vs_base50.clip_difference"),
             "ms": self._milliseconds(),
             "size_mib": sum(sizes) if sizes else None,
             "smoke": self.report.smoke,
@@ -152,31 +138,20 @@ class Run:
 
 
 def store_at(place: Store | StoreConfig | None) -> Store:
-    """The store itself, the one that a configuration names, or the default one."""
-    if place is None or isinstance(place, StoreConfig):
-        return open_store(place or StoreConfig(), WORK_ROOT)
-    return place
-
-
-def run_ids(store: Store) -> list[str]:
-    """Ids of the finished runs, newest first: by time, as ids of different services count differently."""
-    entries = sorted(store.documents(_REPORTS), key=lambda entry: entry.age_s)
-    return [entry.name.removeprefix(_REPORTS) for entry in entries]
+    """The store itself, the one that a configuration names, or the default one. Raises StoreError when there is none."""
+    if place is not None and not isinstance(place, StoreConfig):
+        return place
+    config = place or StoreConfig()
+    folder = local_folder(config, WORK_ROOT)
+    if not config.root.startswith("s3:") and not folder.is_dir():
+        raise StoreError(f"there is no store in {folder}; `snapfusion run` makes one, or name another")
+    return open_store(config, WORK_ROOT)
 
 
 def all_runs(store: Store) -> Iterator[Run]:
     """The finished runs, newest first."""
-    for run_id in run_ids(store):
-        text = store.get_document(f"{_REPORTS}{run_id}")
-        if text is not None:  # collected meanwhile
-            yield Run(run_id, RunReport.from_json(text), store)
-
-
-def champion(store: Store) -> str | None:
-    """Id of the run that was promoted last; None when there is none."""
-    text = store.get_document("registry/champion")
-    events = json.loads(text)["events"] if text else []
-    return events[-1]["run"] if events else None
+    for run_id in finished_runs(store):
+        yield Run(run_id, report_of(store, run_id), store)
 
 
 @cache

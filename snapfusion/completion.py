@@ -30,13 +30,21 @@ def whole_parser() -> argparse.ArgumentParser:
     whole = CommandParser(prog=PROGRAM)
     rooms = whole.add_subparsers()
     for name, command in COMMANDS.items():
-        own = import_module(command.module).build_parser()
-        rooms.add_parser(name, parents=[own], add_help=False, help=command.summary)
+        try:
+            own = [import_module(command.module).build_parser()]
+        except ModuleNotFoundError:  # needs an extra that is not installed: completed without its options
+            own = []
+        rooms.add_parser(name, parents=own, add_help=not own, help=command.summary)
     return whole
+
+
+def script(shell: str) -> str:
+    """The shell's script."""
+    text: str = shtab.complete(whole_parser(), shell)
+    return text
 
 
 def main() -> int:
     """Print the script."""
-    shell = build_parser().parse_args().shell
-    sys.stdout.write(shtab.complete(whole_parser(), shell) + "\n")
+    sys.stdout.write(script(build_parser().parse_args().shell) + "\n")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from artifacts_schema.config import InvalidConfig
 from flows.commands.parser import CommandParser
 from flows.environment import prepare_paths
+from flows.text import printable
 from steps.files.errors import SnapFusionError
 
 _CALLED_FROM = Path.cwd()
@@ -45,6 +46,7 @@ def exit_code(work: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         raise
     except (SnapFusionError, InvalidConfig, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A name in it may be somebody else's: a terminal obeys none of it.
+        print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr)
         return 1
     return 0

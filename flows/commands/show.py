@@ -15,15 +15,18 @@ from pathlib import Path
 from artifacts_schema.config import StoreConfig
 from flows.commands.prepared import exit_code
 from flows.commands.store_options import store_config, store_options, store_parser
-from flows.run import Run, champion, store_at
+from flows.run import Run, store_at
 from flows.text import printable, table
+from steps.comparison.references import champion_of
 from steps.report.origins import cache_word, code_words
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = store_parser("flows.commands.show", __doc__)
-    parser.add_argument("run", nargs="?", help="run id; default: the newest")
+    parser.add_argument(
+        "run", nargs="?", default="latest", help="run id, name, latest, previous or champion; default: latest"
+    )
     parser.add_argument("--json", action="store_true", help="JSON: the line of `runs`, and the report")
     return parser
 
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         config = store_config(options)
         store = store_at(config)
-        run, promoted = Run.open(options.run, store=store), champion(store)
+        run, promoted = Run.open(options.run, store=store), champion_of(store)
         if options.json:
             print(json.dumps(run.row(promoted) | {"report": json.loads(run.report.to_json())}, indent=2))
         else:
