@@ -16,13 +16,13 @@ from steps.latency.estimates import stage_estimates
 INCLUDED = "assets/base"
 
 # Stable Diffusion 1.5 in float32, of one latent, counted on the meta device with `steps.latency.macs` and diffusers' classes.
-SD15_MACS = {"unet": 0, "decoder": 0}
+SD15_MACS = {"unet": 401_636_720_640, "decoder": 1_257_259_466_752}
 SD15 = {
-    "unet_activation_bytes": 0.0,
-    "decoder_activation_bytes": 0.0,
-    "unet_parameters": 0.0,
-    "decoder_parameters": 0.0,
-    "units": 0.0,
+    "unet_activation_bytes": 4_798_481_920.0,
+    "decoder_activation_bytes": 6_039_936_576.0,
+    "unet_parameters": 859_520_964.0,
+    "decoder_parameters": 49_490_179.0,
+    "units": 32.0,
 }
 
 

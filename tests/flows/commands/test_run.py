@@ -56,7 +56,8 @@ def test_a_dry_run_prints_a_file_of_the_same_meaning(
     [
         (["--set", "run.sed=3"], "unknown key 'run.sed'; did you mean 'run.seed'?"),
         (["--set", "run.seed"], "expected KEY=VALUE"),
-        (["--set", "run.name.x=1", "--set", "run.name=1"], "'run.name' should be a valid string"),
+        (["--set", "run.name=1"], "'run.name' should be a valid string"),
+        (["--set", "run.name.x=1"], "'name' is a value, not a section"),
         (["--set", "run.seed=-1"], "'run.seed' should be greater than or equal to 0, found -1"),
         (["--config", "smke"], "neither a preset nor a file; did you mean 'smoke'?"),
         (["--config", "/dev/null/x"], "Not a directory"),
