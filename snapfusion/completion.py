@@ -32,7 +32,7 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         try:
             own = [import_module(command.module).build_parser()]
-        except ModuleNotFoundError:  # needs an extra that is not installed: completed without its options
+        except ModuleNotFoundError:  # needs an extra that is not installed: without its options
             own = []
         rooms.add_parser(name, parents=own, add_help=not own, help=command.summary)
     return whole
