@@ -1,5 +1,6 @@
 """What every preset would take on this machine, roughly: as `start` estimates it, from what the included model takes here."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,18 +53,21 @@ class Measured:
 
 def preset_costs() -> Measured:
     """Measure the bases that are here and estimate every preset. Takes some ten seconds, with torch."""
+    import diffusers
     import torch
 
     from steps.inputs.context import configure_torch, quiet_libraries, select_device
 
     quiet_libraries()
+    diffusers.utils.logging.set_verbosity_error()  # a remark on every model that goes to a device
     threads = configure_torch(ComputeConfig(threads=threads_per_task(usable_cores()), deterministic=False))
     device = select_device(ComputeConfig())
     known = dict(_measured(str(device)))
     configs = {name: parse_config(read_source(name)) for name in presets()}
     memory = torch.cuda.mem_get_info()[1] if device.type == "cuda" else memory_bytes()
     lines = tuple(_cost(name, config, known) for name, config in configs.items())
-    return Measured(f"{device}, threads: {threads}", memory, lines)
+    busy = f"load {os.getloadavg()[0]:.1f} on {usable_cores()} cores"
+    return Measured(f"{device}, threads: {threads}, {busy}", memory, lines)
 
 
 def _measured(device: str) -> Iterator[tuple[str, Mapping[str, float]]]:

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flows.load import load_pipeline  # type: ignore[import-not-found]
-    from flows.runs import runs_frame as runs  # type: ignore[import-not-found]
+    from flows.load import load_pipeline  # type: ignore[import-untyped, unused-ignore]
+    from flows.runs import runs_frame as runs  # type: ignore[import-untyped, unused-ignore]
 
     from artifacts_schema.architecture import ArchitectureSpec
     from flows.run import Run

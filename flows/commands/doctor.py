@@ -24,6 +24,8 @@ from flows.health import GIB, Finding, environment, findings
 from flows.text import table
 from steps.latency.estimates import format_seconds
 
+_YEAR_S = 365.25 * 24 * 3600
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -89,7 +91,8 @@ def _row(item: PresetCost, measured: Measured, price: float) -> tuple[str, ...]:
         verdict = f"needs a base in {item.missing}"
     elif item.memory_bytes > measured.memory_bytes:
         verdict = "too little memory"
-    return (item.preset, format_seconds(item.seconds), *cost, *sizes, item.basis, verdict)
+    work = format_seconds(item.seconds) if item.seconds < _YEAR_S else "over a year"
+    return (item.preset, work, *cost, *sizes, item.basis, verdict)
 
 
 if __name__ == "__main__":
