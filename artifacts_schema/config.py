@@ -15,16 +15,16 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
 from artifacts_schema.distillation_configs import (
+    DecoderDistillationConfig,
     DistillationStageConfig,
     StepDistillationConfig,
     Student16Config,
 )
-from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, key
+from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, setting
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     CoremlCompressionConfig,
     CoremlExportConfig,
-    DecoderDistillationConfig,
     EvaluationConfig,
     LatencyProfileConfig,
     RobustTrainingConfig,
@@ -35,23 +35,23 @@ from artifacts_schema.stage_configs import (
 class RunConfig(Frozen):
     """What names and seeds a run."""
 
-    name: str = key("openmoji", "what the run is called in reports and pages")
-    seed: CountOrZero = key(0, "every random draw of the run follows from it")
-    smoke: bool = key(False, 'labels every page "smoke": a check of the machinery, not a result')
+    name: str = setting("openmoji", "what the run is called in reports and pages")
+    seed: CountOrZero = setting(0, "every random draw of the run follows from it")
+    smoke: bool = setting(False, 'labels every page "smoke": a check of the machinery, not a result')
 
 
 class ComputeConfig(Frozen):
     """Where the stages run."""
 
-    device: Device = key("auto", "where the stages compute; auto: a GPU if there is one")
-    threads: CountOrZero = key(
+    device: Device = setting("auto", "where the stages compute; auto: a GPU if there is one")
+    threads: CountOrZero = setting(
         0, "of torch in each task; 0: the cores shared out over the tasks at once", unit="threads"
     )
-    deterministic: bool = key(
+    deterministic: bool = setting(
         True, "torch's deterministic algorithms: on a CPU a resumed training is bit-equal"
     )
-    sigterm_grace_s: Positive = key(10.0, "time to write a checkpoint after SIGTERM", unit="s")
-    price_per_hour: NotNegative = key(
+    sigterm_grace_s: Positive = setting(10.0, "time to write a checkpoint after SIGTERM", unit="s")
+    price_per_hour: NotNegative = setting(
         0.0, "of one machine, in any currency, for the estimate of cost; 0: none shown", unit="1/h"
     )
 
@@ -59,23 +59,23 @@ class ComputeConfig(Frozen):
 class StoreConfig(Frozen):
     """The content-addressed store and the stage cache in it."""
 
-    root: str = key(
+    root: str = setting(
         ".snapfusion/store",
         "where everything is kept: a folder, from the project root, or s3://bucket/prefix",
     )
-    cache: bool = key(True, "reuse finished stages with equal inputs")
-    local: str = key(
+    cache: bool = setting(True, "reuse finished stages with equal inputs")
+    local: str = setting(
         ".snapfusion/cache", "S3 only: downloaded objects, scratch files and checkpoints of this machine"
     )
-    endpoint: str | None = key(
+    endpoint: str | None = setting(
         None, "S3 only: address of the server; unset: AWS_ENDPOINT_URL_S3, else Amazon's"
     )
-    encryption: Literal["none", "AES256", "aws:kms"] = key(
+    encryption: Literal["none", "AES256", "aws:kms"] = setting(
         "none", "S3 only: at the server; none: the bucket's default"
     )
-    kms_key: str | None = key(None, "S3 only: key for aws:kms; unset: the account's own")
-    timeout_s: Positive = key(60.0, "S3 only: longest silence of the server", unit="s")
-    attempts: Count = key(10, "S3 only: of one request, with growing pauses")
+    kms_key: str | None = setting(None, "S3 only: key for aws:kms; unset: the account's own")
+    timeout_s: Positive = setting(60.0, "S3 only: longest silence of the server", unit="s")
+    attempts: Count = setting(10, "S3 only: of one request, with growing pauses")
 
     @model_validator(mode="after")
     def _check(self) -> "StoreConfig":
@@ -92,10 +92,14 @@ class BaseConfig(Frozen):
     # Places; what lies there counts.
     volatile: ClassVar[frozenset[str]] = frozenset({"path", "velocity_warm_start", "robust_warm_start"})
 
-    path: str = key("assets/base", 'the base, a diffusers folder; "micro": a random-weight model for tests')
-    warm_start: bool = key(True, "start velocity_finetuning and robust_training from the shipped weights")
-    velocity_warm_start: str = key("assets/warm_starts/velocity", "folder of the shipped v-prediction UNet")
-    robust_warm_start: str = key(
+    path: str = setting(
+        "assets/base", 'the base, a diffusers folder; "micro": a random-weight model for tests'
+    )
+    warm_start: bool = setting(True, "start velocity_finetuning and robust_training from the shipped weights")
+    velocity_warm_start: str = setting(
+        "assets/warm_starts/velocity", "folder of the shipped v-prediction UNet"
+    )
+    robust_warm_start: str = setting(
         "assets/warm_starts/robust", "folder of the shipped UNet that bears skipped blocks"
     )
 
@@ -105,21 +109,21 @@ class DataConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"shards"})  # places; what lies there counts
 
-    source: Literal["openmoji", "webdataset"] = key(
+    source: Literal["openmoji", "webdataset"] = setting(
         "openmoji", "openmoji: the included pictures; webdataset: your shards"
     )
-    shards: tuple[str, ...] = key(
+    shards: tuple[str, ...] = setting(
         (), "tar files or brace patterns such as data/{00000..00099}.tar; webdataset only"
     )
-    image_size: Count | None = key(None, "side of the pictures; unset: the base's own", unit="pixels")
-    limit: Count | None = key(None, "at most so many captions of each split; unset: all", unit="captions")
-    variants: Count = key(
+    image_size: Count | None = setting(None, "side of the pictures; unset: the base's own", unit="pixels")
+    limit: Count | None = setting(None, "at most so many captions of each split; unset: all", unit="captions")
+    variants: Count = setting(
         1, "openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is"
     )
-    max_skipped_fraction: Fraction = key(
+    max_skipped_fraction: Fraction = setting(
         0.01, "share of corrupt pictures and empty captions that is tolerated"
     )
-    max_image_pixels: Count = key(
+    max_image_pixels: Count = setting(
         64_000_000, "larger pictures are refused as decompression bombs", unit="pixels"
     )
 
@@ -135,8 +139,8 @@ class DataConfig(Frozen):
 class ReportConfig(Frozen):
     """`report`."""
 
-    compare_to: tuple[str, ...] = key((), "run ids whose reports are set beside this one")
-    output: str = key(
+    compare_to: tuple[str, ...] = setting((), "run ids whose reports are set beside this one")
+    output: str = setting(
         ".snapfusion/runs", "where bundle, report and pictures are placed, from the project root"
     )
 
@@ -207,7 +211,7 @@ def _nearest(location: list[str]) -> str:
     """Suggestion for an unknown key: the closest one in its section, else wherever in the configuration it exists."""
     section: Any = SnapFusionConfig
     for part in location[:-1]:
-        section = section_of(section, part)
+        section = _section_of(section, part)
         if section is None:
             return ""
     valid = list(section.model_fields)
@@ -218,8 +222,7 @@ def _nearest(location: list[str]) -> str:
     return f"; valid keys here: {', '.join(valid)}"
 
 
-def section_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of a field that is a section; None for a key, and for what is not there."""
+def _section_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = section.model_fields.get(name)
     if field is None:
         return None

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from artifacts_schema.config import SnapFusionConfig, section_of
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.ranges import MOST
 
 _LIMITS = {
@@ -37,26 +38,48 @@ def keys(model: type[BaseModel] = SnapFusionConfig, section: str = "") -> Iterat
     """Every key below a model that is no section, in the order of the models."""
     properties = model.model_json_schema(mode="validation").get("properties", {})
     for name, field in model.model_fields.items():
-        inner = section_of(model, name)
+        path, inner = _inner(field, f"{section}.{name}" if section else name)
         if inner is not None:
-            yield from keys(inner, f"{section}.{name}" if section else name)
+            yield from keys(inner, path)
         else:
             yield _key(section, name, field, properties[name])
+
+
+def _inner(field: FieldInfo, path: str) -> tuple[str, type[BaseModel] | None]:
+    """The model of a section, one that may be left out included, or of every section of a table of sections.
+
+    With the section's path; None for a key, one that takes a model beside other values included.
+    """
+    found = field.annotation
+    parts = [part for part in get_args(found) if part is not NoneType]
+    if get_origin(found) is dict:
+        path, found = f"{path}.<name>", parts[1]
+    elif len(parts) == 1 and get_origin(found) is not tuple:
+        found = parts[0]
+    return path, found if isinstance(found, type) and issubclass(found, BaseModel) else None
 
 
 def _key(section: str, name: str, field: FieldInfo, schema: dict[str, Any]) -> Key:
     extra = field.json_schema_extra
     told = extra if isinstance(extra, dict) else {}
     unit = str(told.get("unit", ""))
-    default = "unset" if field.default is None else json.dumps(field.default, ensure_ascii=False)
-    meaning = (field.description or "").removesuffix(f" [{unit}]")
-    return Key(section, name, meaning, unit, takes(schema), default, str(told.get("origin", "")))
+    default = "unset" if field.default is None else json.dumps(field.default, ensure_ascii=False, default=str)
+    meaning, _, written = (field.description or "").removesuffix(f" [{unit}]").partition(" Origin: ")
+    return Key(
+        section, name, meaning, unit, takes(schema), default, str(told.get("origin", written.rstrip(".")))
+    )
 
 
 def takes(schema: dict[str, Any]) -> str:
     """The type and range of a value, for people."""
     if "anyOf" in schema:
         return " or ".join(takes(item) for item in schema["anyOf"] if item.get("type") != "null")
+    if "$ref" in schema:
+        return "table"
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if schema.get("type") == "object":
+        return f"table of ({takes(schema['additionalProperties'])}) by name"
     if "enum" in schema:
         return ", ".join(json.dumps(value) for value in schema["enum"])
     if schema.get("type") == "array":
@@ -99,8 +122,10 @@ def page() -> str:
     """docs/configuration.md."""
     lines = [_HEAD]
     seen: dict[type[BaseModel], str] = {}
-    for name in SnapFusionConfig.model_fields:
-        _section(name, _model(name), lines, seen)
+    for name, field in SnapFusionConfig.model_fields.items():
+        path, model = _inner(field, name)
+        assert model is not None, f"{name} is no section"
+        _section(path, model, lines, seen)
     return "\n".join(lines)
 
 
@@ -116,10 +141,10 @@ def _section(path: str, model: type[BaseModel], lines: list[str], seen: dict[typ
     if own:
         lines += ["| key | meaning | takes | default | origin |", "|---|---|---|---|---|"]
         lines += [_row(key) for key in own] + [""]
-    for name in model.model_fields:
-        inner = section_of(model, name)
+    for name, field in model.model_fields.items():
+        below, inner = _inner(field, f"{path}.{name}")
         if inner is not None:
-            _section(f"{path}.{name}", inner, lines, seen)
+            _section(below, inner, lines, seen)
 
 
 def _row(key: Key) -> str:
@@ -132,15 +157,9 @@ def _row(key: Key) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, key.origin)) + " |"
 
 
-def _model(name: str) -> type[BaseModel]:
-    model = section_of(SnapFusionConfig, name)
-    assert model is not None, f"{name} is no section"
-    return model
-
-
 def _anchor(path: str) -> str:
     """What GitHub makes of a heading [path]."""
-    return path.replace(".", "")
+    return path.translate(str.maketrans("", "", ".<>"))
 
 
 _HEAD = """# Configuration

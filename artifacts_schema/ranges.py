@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Value = TypeVar("Value")
 
 
-def key(default: Value, meaning: str, *, unit: str = "", origin: str = "ours", **limits: Any) -> Value:
+def setting(default: Value, meaning: str, *, unit: str = "", origin: str = "ours", **limits: Any) -> Value:
     """A key of a configuration, with what its page and an editor say of it.
 
     `origin` is the default's: "P" is the SnapFusion paper (arXiv 2306.00980v3), "ours" means that the paper gives none.

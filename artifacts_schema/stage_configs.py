@@ -13,11 +13,10 @@ from artifacts_schema.ranges import (
     CountOrZero,
     Decibel,
     Fraction,
-    GuidanceScale,
     NotNegative,
     Positive,
     Weight,
-    key,
+    setting,
 )
 
 KEPT_PICTURES = 64
@@ -29,30 +28,34 @@ class TrainingConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"checkpoint_interval_s", "log_interval"})
 
-    iterations: CountOrZero = key(100, "optimizer steps; 0 hands the start on untrained")
-    batch_size: Count = key(32, "pictures of a micro-batch", unit="pictures", origin="ours; P: 2,048 in all")
-    accumulation: Count = key(1, "micro-batches of an optimizer step")
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = key(1e-4, "highest rate of AdamW")
-    warmup_iterations: CountOrZero = key(10, "over which the rate rises from 0")
-    schedule: Literal["constant", "cosine"] = key("cosine", "how the rate goes on after the warm-up")
-    cosine_iterations: Count | None = key(
+    iterations: CountOrZero = setting(100, "optimizer steps; 0 hands the start on untrained")
+    batch_size: Count = setting(
+        32, "pictures of a micro-batch", unit="pictures", origin="ours; P: 2,048 in all"
+    )
+    accumulation: Count = setting(1, "micro-batches of an optimizer step")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = setting(1e-4, "highest rate of AdamW")
+    warmup_iterations: CountOrZero = setting(10, "over which the rate rises from 0")
+    schedule: Literal["constant", "cosine"] = setting("cosine", "how the rate goes on after the warm-up")
+    cosine_iterations: Count | None = setting(
         None, "the last ones, which the cosine takes; unset: all after the warm-up"
     )
-    final_learning_rate_fraction: Fraction = key(0.05, "where the cosine ends, as a share of learning_rate")
-    weight_decay: NotNegative = key(0.01, "of AdamW", origin="P section 5")
-    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = key(
+    final_learning_rate_fraction: Fraction = setting(
+        0.05, "where the cosine ends, as a share of learning_rate"
+    )
+    weight_decay: NotNegative = setting(0.01, "of AdamW", origin="P section 5")
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = setting(
         0.999, "decay of AdamW's second moment", origin="AdamW's own"
     )
-    gradient_clip: Positive = key(1.0, "largest norm of the gradient", origin="BK-SDM, diffusers")
-    ema_decay: Fraction = key(0.999, "upper bound of the moving average's decay, min(this, (1+n)/(10+n))")
-    held_out_checks: Annotated[int, Field(ge=1, le=1000)] = key(
+    gradient_clip: Positive = setting(1.0, "largest norm of the gradient", origin="BK-SDM, diffusers")
+    ema_decay: Fraction = setting(0.999, "upper bound of the moving average's decay, min(this, (1+n)/(10+n))")
+    held_out_checks: Annotated[int, Field(ge=1, le=1000)] = setting(
         2, "after the start's own, the last at the end; the best state is handed on"
     )
-    precision: Literal["fp32", "bf16"] = key(
+    precision: Literal["fp32", "bf16"] = setting(
         "fp32", "of the forward pass, by autocast; weights and optimizer are fp32"
     )
-    checkpoint_interval_s: Positive = key(60.0, "time between checkpoints", unit="s")
-    log_interval: Count = key(10, "iterations between two lines of the log")
+    checkpoint_interval_s: Positive = setting(60.0, "time between checkpoints", unit="s")
+    log_interval: Count = setting(10, "iterations between two lines of the log")
 
 
 class LatencyProfileConfig(Frozen):
@@ -60,16 +63,20 @@ class LatencyProfileConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"table"})  # a place; what lies there counts
 
-    backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = key(
+    backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = setting(
         "torch-cpu",
         "what times the blocks; macs counts instead; ort-cpu and device are imported",
         origin="ours; P: iPhone 14 Pro",
     )
-    table: str | None = key(None, "measured elsewhere, of that backend: a table, or a device's latency.json")
-    batch_size: Count = key(2, "latents at once: a guided step evaluates both branches", origin="P Table 5")
-    repeats: Count = key(30, "timed calls of every block")
-    warmup: Count = key(5, "calls before them that do not count")
-    max_unexplained: Positive = key(0.25, "|sum of parts - whole| / whole that is tolerated")
+    table: str | None = setting(
+        None, "measured elsewhere, of that backend: a table, or a device's latency.json"
+    )
+    batch_size: Count = setting(
+        2, "latents at once: a guided step evaluates both branches", origin="P Table 5"
+    )
+    repeats: Count = setting(30, "timed calls of every block")
+    warmup: Count = setting(5, "calls before them that do not count")
+    max_unexplained: Positive = setting(0.25, "|sum of parts - whole| / whole that is tolerated")
 
     @model_validator(mode="after")
     def _check(self) -> "LatencyProfileConfig":
@@ -84,11 +91,13 @@ class VelocityFinetuningConfig(Frozen):
     """`velocity_finetuning`."""
 
     training: TrainingConfig = TrainingConfig()
-    base_velocity_weight: Weight = key(0.1, "of the distance to the base's own v in the loss, docs/method.md")
-    base_velocity_min_alpha: Fraction = key(
+    base_velocity_weight: Weight = setting(
+        0.1, "of the distance to the base's own v in the loss, docs/method.md"
+    )
+    base_velocity_min_alpha: Fraction = setting(
         0.3, "below, that term is off: the base's eps error would become the target"
     )
-    caption_dropout: Fraction = key(
+    caption_dropout: Fraction = setting(
         0.1, "share of empty captions: keeps the unconditional branch", origin="ours, as in SD's training"
     )
 
@@ -97,55 +106,45 @@ class RobustTrainingConfig(Frozen):
     """`robust_training` (P eq. 5)."""
 
     training: TrainingConfig = TrainingConfig()
-    drop_probability: Fraction = key(0.1, "of every unit, in every iteration after the ramp")
-    ramp_fraction: Fraction = key(0.5, "share of the training over which the probability rises from 0")
-    caption_dropout: Fraction = key(0.1, "share of empty captions: keeps the unconditional branch")
+    drop_probability: Fraction = setting(0.1, "of every unit, in every iteration after the ramp")
+    ramp_fraction: Fraction = setting(0.5, "share of the training over which the probability rises from 0")
+    caption_dropout: Fraction = setting(0.1, "share of empty captions: keeps the unconditional branch")
 
 
 class ArchitectureEvolutionConfig(Frozen):
     """`architecture_evolution` (P Algorithm 1)."""
 
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
-    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = key(
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = setting(
         0.5, "of the evolved UNet, as a share of the base UNet's latency"
     )
-    decide_by: Literal["table", "macs"] = key(
+    decide_by: Literal["table", "macs"] = setting(
         "table", "latency_profile's table, or counted MACs: the same on every machine"
     )
-    rounds: Count = key(3, "of scoring, removing and training")
-    actions_per_round: Count = key(6, "at most; 0.5 takes 11 of the embedded base", origin="ours; P: several")
-    captions_per_batch: Annotated[int, Field(ge=2, le=10**9)] = key(
+    rounds: Count = setting(3, "of scoring, removing and training")
+    actions_per_round: Count = setting(
+        6, "at most; 0.5 takes 11 of the embedded base", origin="ours; P: several"
+    )
+    captions_per_batch: Annotated[int, Field(ge=2, le=10**9)] = setting(
         8, "every change is probed with one batch ...", unit="captions"
     )
-    most_captions: Annotated[int, Field(ge=2, le=10**9)] = key(
+    most_captions: Annotated[int, Field(ge=2, le=10**9)] = setting(
         32,
         "... and with more, up to this, while a choice hangs on it",
         unit="captions",
         origin="ours; P: 2,000",
     )
-    confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = key(
+    confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = setting(
         2.0, "of the bounds that decide", unit="standard errors"
     )
-    probe_steps: Count = key(8, "sampling steps of a probe's pictures", origin="ours; P: 50")
-    probe_guidance_scale: Positive = key(5.0, "guidance scale of a probe's pictures", origin="ours; P: 7.5")
-    drop_probability: Fraction = key(
+    probe_steps: Count = setting(8, "sampling steps of a probe's pictures", origin="ours; P: 50")
+    probe_guidance_scale: Positive = setting(
+        5.0, "guidance scale of a probe's pictures", origin="ours; P: 7.5"
+    )
+    drop_probability: Fraction = setting(
         0.1, "in the training between rounds; 0 in the last, after which nothing is removed"
     )
-    caption_dropout: Fraction = key(0.1, "share of empty captions: keeps the unconditional branch")
-
-
-class DecoderDistillationConfig(Frozen):
-    """`decoder_distillation`."""
-
-    training: TrainingConfig = TrainingConfig()
-    pool_size: Annotated[int, Field(ge=2, le=10**8)] = key(
-        128, "latents that the base generates, visited again and again", unit="latents"
-    )
-    ddim_steps: Annotated[int, Field(ge=1, le=1000)] = key(50, "with which it generates them", origin="P B.2")
-    guidance_scale: GuidanceScale = key(3.0, "with which it generates them; 1: none")
-    width_fraction: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = key(
-        0.5, "channels of the small decoder, as a share of the base's", origin="P section 3.2"
-    )
+    caption_dropout: Fraction = setting(0.1, "share of empty captions: keeps the unconditional branch")
 
 
 class EvaluationConfig(Frozen):
@@ -158,20 +157,22 @@ class EvaluationConfig(Frozen):
         {"signal_clip", "measure_clip", "inception", "variants", "base_steps", "grid_pictures"}
     )
 
-    signal_clip: str = key(
+    signal_clip: str = setting(
         "assets/evaluators/openclip_signal",
         "OpenCLIP folder that guides evolution and the choice of guidance",
     )
-    measure_clip: str = key(
+    measure_clip: str = setting(
         "assets/evaluators/openclip_measure", "OpenCLIP folder that only measures", origin="ours; P: ViT-g/14"
     )
-    features: Literal["efficientnet_lite0", "inception"] = key(
+    features: Literal["efficientnet_lite0", "inception"] = setting(
         "efficientnet_lite0",
         "what the distances are taken between; inception gives the standard FID",
         origin="ours; P: FID",
     )
-    inception: str | None = key(None, 'the file of features = "inception", NVIDIA\'s inception-2015-12-05.pt')
-    variants: tuple[str, ...] = key(
+    inception: str | None = setting(
+        None, 'the file of features = "inception", NVIDIA\'s inception-2015-12-05.pt'
+    )
+    variants: tuple[str, ...] = setting(
         (
             "base_50",
             "base_8",
@@ -183,16 +184,16 @@ class EvaluationConfig(Frozen):
         ),
         "what is drawn and measured",
     )
-    guidance_scales: tuple[Positive, ...] = key(
+    guidance_scales: tuple[Positive, ...] = setting(
         (3.0,), "one is chosen for each variant, on validation", min_length=1
     )
-    validation_pictures: Count = key(
+    validation_pictures: Count = setting(
         64, "of each variant and guidance scale, where there is a choice", unit="pictures"
     )
-    pictures: Count = key(64, "of each variant", unit="pictures", origin="ours; P: 30,000")
-    base_steps: Count = key(50, "of the base as the reference", origin="P")
-    split: Literal["validation", "test"] = key("test", "of the data: which captions are drawn")
-    grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = key(
+    pictures: Count = setting(64, "of each variant", unit="pictures", origin="ours; P: 30,000")
+    base_steps: Count = setting(50, "of the base as the reference", origin="P")
+    split: Literal["validation", "test"] = setting("test", "of the data: which captions are drawn")
+    grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = setting(
         16, "shown in the report", unit="pictures"
     )
 
@@ -208,17 +209,19 @@ class ProgramCheckConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"pictures", "min_image_psnr_db"})  # of the bundle
 
-    captions: Count = key(4, "of the validation split, with their latents", unit="captions")
-    timesteps: tuple[CountOrZero, ...] = key(
+    captions: Count = setting(4, "of the validation split, with their latents", unit="captions")
+    timesteps: tuple[CountOrZero, ...] = setting(
         (999, 499, 124), "at which the UNet is tried: first, middle and last of the 8-step grid", min_length=1
     )
-    min_exact_db: Decibel = key(
+    min_exact_db: Decibel = setting(
         65.0, "in float32; measured 75 to 110, a fault of the conversion gives less than 50", unit="dB"
     )
-    min_rounded_db: Decibel = key(50.0, "with float16 results; Apple's own converter asks for 35", unit="dB")
-    max_loss_db: Decibel = key(3.0, "against torch with float16 weights and results", unit="dB")
-    pictures: Count = key(4, "drawn with the whole bundle", unit="pictures")
-    min_image_psnr_db: Decibel = key(30.0, "of the worst picture against torch's", unit="dB")
+    min_rounded_db: Decibel = setting(
+        50.0, "with float16 results; Apple's own converter asks for 35", unit="dB"
+    )
+    max_loss_db: Decibel = setting(3.0, "against torch with float16 weights and results", unit="dB")
+    pictures: Count = setting(4, "drawn with the whole bundle", unit="pictures")
+    min_image_psnr_db: Decibel = setting(30.0, "of the worst picture against torch's", unit="dB")
 
 
 class CoremlExportConfig(Frozen):
@@ -226,20 +229,20 @@ class CoremlExportConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"components", "guidance_scale"})
 
-    minimum_deployment_target: Literal["iOS17", "iOS18"] = key(
+    minimum_deployment_target: Literal["iOS17", "iOS18"] = setting(
         "iOS17", "oldest system that runs the packages"
     )
-    attention: Literal["original", "split_einsum"] = key(
+    attention: Literal["original", "split_einsum"] = setting(
         "original", "original: for the GPU; split_einsum: for the Neural Engine"
     )
-    batch_size: Literal[1, 2] = key(2, "of the UNet; 2: guided in one call")
-    chunked_unet: bool = key(
+    batch_size: Literal[1, 2] = setting(2, "of the UNet; 2: guided in one call")
+    chunked_unet: bool = setting(
         False, "in two packages: what the Neural Engine loads of large models is limited"
     )
     components: tuple[
         Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"], ...
-    ] = key(("text_encoder", "unet", "vae_decoder"), "what is exported")
-    guidance_scale: Positive = key(3.0, "written into the manifest as the recommended one")
+    ] = setting(("text_encoder", "unet", "vae_decoder"), "what is exported")
+    guidance_scale: Positive = setting(3.0, "written into the manifest as the recommended one")
     program_check: ProgramCheckConfig = ProgramCheckConfig()
 
     def meaning_for(self, component: str) -> dict[str, Any]:
@@ -253,7 +256,7 @@ class CoremlExportConfig(Frozen):
 class CoremlCompressionConfig(Frozen):
     """`coreml_compression`. The pictures are those of `coreml_export.program_check.pictures` captions."""
 
-    schemes: tuple[Literal["palette_8", "palette_6", "palette_4", "linear_8", "mixed"], ...] = key(
+    schemes: tuple[Literal["palette_8", "palette_6", "palette_4", "linear_8", "mixed"], ...] = setting(
         (
             "palette_8",
             "palette_6",
@@ -261,13 +264,13 @@ class CoremlCompressionConfig(Frozen):
         ),
         'tried on each component; none: no compression; "mixed" needs "palette_6" before it',
     )
-    min_image_psnr_db: Decibel = key(
+    min_image_psnr_db: Decibel = setting(
         30.0, "of the worst picture against torch's, as for the export", unit="dB"
     )
-    max_clip_drop: Annotated[float, Field(ge=0.0, le=2.0)] = key(
+    max_clip_drop: Annotated[float, Field(ge=0.0, le=2.0)] = setting(
         0.01, "mean cosine of the signal evaluator that may be lost"
     )
-    smallest_weight: Count = key(2048, "smaller weights stay as they are", unit="numbers")
+    smallest_weight: Count = setting(2048, "smaller weights stay as they are", unit="numbers")
 
     @model_validator(mode="after")
     def _mixed_has_a_measure(self) -> Self:

@@ -3,13 +3,14 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from artifacts_schema.config_reference import json_schema, keys, page, takes
+from artifacts_schema.ranges import setting
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path for path in (ROOT / "configs").glob("*.toml") if path.stem != "pretrain")
@@ -19,7 +20,7 @@ def test_every_key_says_what_it_means_and_where_its_default_is_from() -> None:
     found = list(keys())
     assert len(found) > 90
     silent = [f"{key.section}.{key.name}" for key in found if not (key.meaning and key.origin)]
-    assert not silent, f"give them a default by artifacts_schema.ranges.key: {silent}"
+    assert not silent, f"give them a default by artifacts_schema.ranges.setting: {silent}"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_hovering_over_a_key_shows_its_meaning() -> None:
     assert grace["default"] == 10.0
 
 
+class Section(BaseModel):
+    """A section."""
+
+    switch: bool = setting(True, "on or off", origin="P")
+
+
 class Odd(BaseModel):
     """All kinds of values."""
 
@@ -72,6 +79,30 @@ class Odd(BaseModel):
     few: tuple[int, ...] = ()
     pair: tuple[float, float] = (1.0, 2.0)
     maybe: str | None = None
+    prices: dict[str, float] = {}
+    either: str | Section | None = None
+    known: Literal["one"] = "one"
+    rows: tuple[Section, ...] = ()
+
+
+class Whole(BaseModel):
+    """All kinds of sections."""
+
+    plain: Section = Section()
+    left_out: Section | None = None
+    named: dict[str, Section] = {}
+    either: str | Section | None = Field(None, description="Words. Origin: ours.")
+
+
+def test_sections_that_may_be_left_out_or_have_names_are_sections() -> None:
+    found = [(key.section, key.name, key.meaning, key.origin) for key in keys(Whole)]
+    switch = ("switch", "on or off", "P")
+    assert found == [
+        ("plain", *switch),
+        ("left_out", *switch),
+        ("named.<name>", *switch),
+        ("", "either", "Words.", "ours"),
+    ]
 
 
 def test_what_a_key_takes_is_in_words() -> None:
@@ -81,5 +112,9 @@ def test_what_a_key_takes_is_in_words() -> None:
         "few": "list of (whole number)",
         "pair": "list of 2 (number)",
         "maybe": "text",
+        "prices": "table of (number) by name",
+        "either": "text or table",
+        "known": '"one"',
+        "rows": "list of (table)",
     }
     assert takes({"type": "number", "exclusiveMinimum": 0, "maximum": 1}) == "number over 0 to 1"
