@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "make": {
         "run": Command("flows.commands.run", "start the pipeline, from a preset or a file"),
         "resume": Command("flows.commands.resume", "go on with a run where it stopped"),
+        "rehearse": Command("flows.commands.rehearse", "what a real run will take, after minutes of it"),
         "config": Command("flows.commands.config", "show, compare and check configurations"),
         "doctor": Command(
             "flows.commands.doctor", "what this machine can run, how long it takes, what is missing"
@@ -45,6 +46,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "fetch": Command("flows.commands.fetch", "get a student from a model hub"),
         "export": Command(
             "flows.commands.export_blocks", "blocks as packages, for a Mac or an iPhone to time"
+        ),
+        "latency-table": Command(
+            "flows.commands.latency_table", "a run's latency table, for other runs to name"
         ),
     },
     "store": {
