@@ -91,7 +91,7 @@ def help_text() -> str:
             *(f"  {name:{width}}  {command.summary}" for name, command in group.items()),
             "",
         ]
-    return "\n".join(lines)[:-1] + _TAIL
+    return "\n".join(lines) + _TAIL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
