@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -119,7 +120,8 @@ def _packages() -> Iterator[Finding]:
             "ok",
             f"{len(own)} as declared, torch {version('torch')}, metaflow {version('metaflow')}",
         )
-    for extra in ("pretrain", "cluster", "notebook", "demo"):
+    extras = {found[1] for item in wanted if (found := re.search(r'extra == "([\w-]+)"', str(item.marker)))}
+    for extra in sorted(extras - {"dev"}):
         mine = [
             item
             for item in wanted

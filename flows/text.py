@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-_WIDEST = 40
+_WIDEST = 60
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
