@@ -20,6 +20,7 @@ from artifacts_schema.distillation_configs import (
     StepDistillationConfig,
     Student16Config,
 )
+from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, setting
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
@@ -30,6 +31,15 @@ from artifacts_schema.stage_configs import (
     RobustTrainingConfig,
     VelocityFinetuningConfig,
 )
+
+_OTHER_STAGES = (
+    "start",
+    "real_pictures",
+    "guidance_selection",
+    "bundle_drawing",
+)  # without a section of their own
+SHIPPED = "student_8_small_decoder"
+"""The variant that ships."""
 
 
 class RunConfig(Frozen):
@@ -54,6 +64,13 @@ class ComputeConfig(Frozen):
     price_per_hour: NotNegative = setting(
         0.0, "of one machine, in any currency, for the estimate of cost; 0: none shown", unit="1/h"
     )
+    prices: dict[str, NotNegative] = setting(
+        {}, "the same for stages that run on other machines, by stage", unit="1/h"
+    )
+
+    def price_of(self, stage: str) -> float:
+        """Of an hour of this stage's machine."""
+        return self.prices.get(stage, self.price_per_hour)
 
 
 class StoreConfig(Frozen):
@@ -115,6 +132,9 @@ class DataConfig(Frozen):
     shards: tuple[str, ...] = setting(
         (), "tar files or brace patterns such as data/{00000..00099}.tar; webdataset only"
     )
+    held_out_from: tuple[str, ...] = setting(
+        (), "those of the shards that validation and test come from; none: all"
+    )
     image_size: Count | None = setting(None, "side of the pictures; unset: the base's own", unit="pixels")
     limit: Count | None = setting(None, "at most so many captions of each split; unset: all", unit="captions")
     variants: Count = setting(
@@ -129,6 +149,8 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        if self.source == "openmoji" and self.held_out_from:
+            raise ValueError("held_out_from names shards of source 'webdataset'")
         if self.source != "openmoji" and self.variants != 1:
             raise ValueError(
                 f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"
@@ -166,6 +188,36 @@ class SnapFusionConfig(Frozen):
     coreml_export: CoremlExportConfig = CoremlExportConfig()
     coreml_compression: CoremlCompressionConfig = CoremlCompressionConfig()
     report: ReportConfig = ReportConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    notify: NotifyConfig = NotifyConfig()
+
+    @model_validator(mode="after")
+    def _prices_are_of_stages(self) -> "SnapFusionConfig":
+        stages = {*type(self).model_fields, *_OTHER_STAGES}
+        for name in sorted(self.compute.prices.keys() - stages):
+            close = difflib.get_close_matches(name, stages, n=1)
+            raise ValueError(
+                f"compute.prices names no stage: '{name}'"
+                + (f"; did you mean '{close[0]}'?" if close else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _promotion_can_compare(self) -> "SnapFusionConfig":
+        evaluation = self.evaluation
+        if self.promotion.enabled and SHIPPED not in evaluation.variants:
+            raise ValueError(f"promotion.enabled needs {SHIPPED} among evaluation.variants: it is what ships")
+        if (
+            self.promotion.enabled
+            and evaluation.split != "validation"
+            and len(evaluation.guidance_scales) == 1
+        ):
+            raise ValueError(
+                "promotion.enabled compares with the champion on the validation protocol, and nothing is drawn there: set "
+                "evaluation.split = 'validation', or several evaluation.guidance_scales to choose from"
+            )
+        return self
 
 
 class InvalidConfig(ValueError):
@@ -202,6 +254,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(location)}"
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    if not location:  # sections that do not fit together
+        return message
     if location[0] == "store":  # somebody may have put a password into an address: it must not reach a log
         return f"'{key}' {message}"
     return f"'{key}' {message}, found {item['input']!r}"

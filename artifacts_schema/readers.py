@@ -14,6 +14,7 @@ from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPi
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.promotion import PromotionDecision
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
@@ -32,6 +33,7 @@ _CLASSES: tuple[type[Record], ...] = (
     LatencyTable,
     LicenceRecord,
     PreparedDataRef,
+    PromotionDecision,
     RealPicturesRecord,
     RunPlan,
     RunReport,

@@ -16,7 +16,8 @@ from typing import Any
 from metaflow import Config, FlowSpec, card, step
 
 from flows.config import parse_pretraining
-from flows.runtime import CardProgress, configure_logging
+from flows.logs import configure_logging
+from flows.runtime import card_progress
 
 
 def run_pretraining(flow: Any, stage: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def run_pretraining(flow: Any, stage: str) -> dict[str, Any]:
     configure_logging()
     torch.set_num_threads(usable_cores())
     config = PretrainingConfig.model_validate(flow.config.to_dict())
-    return Pretraining(config, CardProgress()).run(stage)
+    return Pretraining(config, card_progress()).run(stage)
 
 
 class PretrainFlow(FlowSpec):

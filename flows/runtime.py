@@ -7,7 +7,6 @@ import json
 import logging
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from metaflow import current
-from metaflow.cards import ProgressBar
 
 from artifacts_schema.base import Provenance, Record, content_hash, meaning
 from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
@@ -25,6 +23,9 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
 from flows.cards import render
 from flows.environment import WORK_ROOT, threads_per_task, usable_cores
+from flows.live_card import CardProgress
+from flows.logs import about, configure_logging, wants_json
+from flows.mlflow_bridge import tracker
 from steps.cache.keys import CacheResult, StageKey
 from steps.cache.notes import StageUse, first_run, stage_of_run, stage_uses
 from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
@@ -37,16 +38,9 @@ from steps.stages.versions import source_hash, stage_version
 from steps.store import Store, open_store
 
 logger = logging.getLogger(__name__)
-_REFRESH_S = 3.0
-
-
-def configure_logging() -> None:
-    """One line per event on standard error, for this process."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "botocore", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # coremltools warns at every import that this is no Mac.
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
+_UNET_TRAININGS = (
+    "velocity_finetuning", "robust_training", "architecture_evolution", "teacher_16", "student_16", "student_8",
+)  # fmt: skip
 
 
 def read_config(flow: Any) -> SnapFusionConfig:
@@ -70,37 +64,10 @@ def store_of(config: SnapFusionConfig) -> Store:
     return open_store(config.store, WORK_ROOT)
 
 
-class CardProgress:
-    """Progress as a tqdm bar in the terminal and a live bar in the task's card."""
-
-    def __init__(self) -> None:
-        from steps.files.progress import TerminalProgress
-
-        self._terminal = TerminalProgress()
-        self._bar: Any = None
-        self._refreshed = 0.0
-
-    def start(self, description: str, total: int) -> None:
-        """See steps.files.progress.Progress."""
-        self._terminal.start(description, total)
-        self._bar = ProgressBar(max=max(total, 1), label=description)
-        current.card["progress"].append(self._bar)
-
-    def update(self, done: int, **metrics: float) -> None:
-        """See steps.files.progress.Progress."""
-        self._terminal.update(done, **metrics)
-        now = time.monotonic()
-        if self._bar is None or now - self._refreshed < _REFRESH_S:
-            return
-        self._refreshed = now
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self._bar.update(done, metadata=shown or None)
-        current.card["progress"].refresh()
-
-    def close(self) -> None:
-        """See steps.files.progress.Progress."""
-        self._terminal.close()
-        self._bar = None
+def card_progress(price_per_hour: float = 0.0, task: str = "") -> CardProgress:
+    """Progress on this task's card; with the task's name also where runs are tracked."""
+    more = tracker(str(current.run_id), task) if task else None
+    return CardProgress(current.card["progress"], price_per_hour=price_per_hour, more=more)
 
 
 def run_stage(
@@ -141,6 +108,7 @@ def run_stage(
         from steps.inputs.settings import only
 
         inputs = StageInputs(plan, context, stage.reads, earlier) if plan else None
+        _watch(context, inputs)
         if work:
             return work(context, inputs)
         record: Record = import_module(stage.import_name).run(
@@ -153,6 +121,7 @@ def run_stage(
             )
         return record
 
+    about(run=str(current.run_id), stage=stage.name, label=label, key=key.sha256[:12])
     result = stage_of_run(
         store,
         str(current.run_id),
@@ -161,15 +130,28 @@ def run_stage(
         origin=current.origin_run_id,
         enabled=config.store.cache,
     )
-    _say(f"{stage.name} {label}".strip(), result)
+    _say(f"{stage.name} {label}".strip(), result, config.compute.price_of(stage.name))
     return result.record
 
 
-def _say(name: str, result: CacheResult) -> None:
-    """Hit or miss, in the terminal and on the task's card."""
-    print(f"{name}: cache {result.reason} ({result.key[:12]})")
+def _watch(context: Any, inputs: Any) -> None:
+    """Have a training's card show pictures."""
+    if context.stage in _UNET_TRAININGS and isinstance(context.progress, CardProgress):
+        from steps.evaluation.live import ValidationPictures
+
+        context.progress.painter = ValidationPictures(inputs, context)
+
+
+def _say(name: str, result: CacheResult, price_per_hour: float = 0.0) -> None:
+    """Hit or miss, in the terminal or the log, and on the task's card."""
+    said = f"{name}: cache {result.reason} ({result.key[:12]})"
+    if wants_json():
+        logger.info("%s", said)
+    else:
+        print(said)
     seconds = result.record.provenance.wall_time_s
-    words = f"{name} · cache {result.reason} · key {result.key[:12]} · {seconds:.1f} s when it ran"
+    cost = f" · cost {seconds / 3600 * price_per_hour:.2f}" if price_per_hour else ""
+    words = f"{name} · cache {result.reason} · key {result.key[:12]} · {seconds:.1f} s when it ran{cost}"
     render(current.card["progress"], [Text(words)])
 
 
@@ -191,7 +173,7 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
         version=key.version,
         label=key.label,
         device=select_device(config.compute),
-        progress=CardProgress(),
+        progress=card_progress(config.compute.price_of(key.stage), f"{key.stage} {key.label}".strip()),
         mirror=store.mirror(place),
         own_run=own,
         sigterm_grace_s=config.compute.sigterm_grace_s,

@@ -15,15 +15,18 @@ prepare()
 
 from typing import Any
 
-from metaflow import Config, FlowSpec, card, current, package_sources, step
+from metaflow import Config, FlowSpec, card, current, package_sources, project, step
 
-from flows import stages
+from flows import promotion, stages
 from flows.config import parse
 from flows.runtime import pack, read_config, unpack
+from flows.schedule import Scheduled
 
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
 
+@Scheduled()
+@project(name="snapfusion")
 @package_sources(
     ["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"]
 )
@@ -164,7 +167,8 @@ class SnapFusionFlow(FlowSpec):
 
     @step
     def end(self) -> None:
-        """Say where everything is."""
+        """Promote or keep the champion, and say where everything is."""
+        self.promotion = promotion.at_end(self)
         stages.end(unpack(self.report_record), current.run_id)
 
 

@@ -23,7 +23,7 @@ from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
-    CardProgress,
+    card_progress,
     inputs_hash,
     output_folder,
     pack,
@@ -39,6 +39,7 @@ from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
+from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
 from steps.store import Store, get_bytes, local_folder, put_folder
 
@@ -92,7 +93,9 @@ def start(config: SnapFusionConfig) -> RunPlan:
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     previous_reports(config, store)
-    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=CardProgress)
+    if config.promotion.enabled:
+        champion_report(store)  # so does a champion that the run could not be held against
+    hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
     prepared = []
@@ -121,7 +124,7 @@ def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
     origin = plan.provenance
     machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
     found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_per_hour=config.compute.price_per_hour, measured_on=machine)
+    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -289,5 +292,6 @@ def end(result: RunReport, run_id: str) -> None:
     where = store_options(StoreConfig.model_validate(result.config["store"]))
     print(f"trace    snapfusion trace{where} {shlex.quote(result.bundle)}")
     print(f"outputs  snapfusion outputs{where} {folder.name}")
+    print(f"promote  snapfusion promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
     print(f'draw     snapfusion draw{where} --run {folder.name} "a caption" --output picture.png\n')

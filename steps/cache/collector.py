@@ -3,9 +3,11 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from artifacts_schema.champion import ChampionHistory
 from steps.cache.keys import object_refs
 from steps.cache.leases import COLLECTION, alone
 from steps.cache.notes import Uses, read_documents, uses_of
+from steps.registry.champion import champion_history
 from steps.store.base import Store, parse_document
 
 HOUR_S = 3600.0
@@ -15,8 +17,8 @@ _POOL_READER = "stages/decoder_distillation/"  # nobody else reads latent pools,
 
 @dataclass(frozen=True)
 class Retention:
-    """Which runs stay: the newest `keep_last` (None: all) without those named in `drop`; and for how long everything
-    stays whatever it is.
+    """Which runs stay: the newest `keep_last` (None: all) and every champion, without those named in `drop`; and for how
+    long everything stays whatever it is. The present champion always stays.
     """
 
     keep_last: int | None = None
@@ -44,7 +46,7 @@ def find_garbage(store: Store, retention: Retention) -> Garbage:
     """Everything that could be removed now. Raises DamagedError for a document that does not say what it refers to."""
     documents = read_documents(store)
     uses = uses_of(documents)
-    kept = _kept(uses, retention)
+    kept = _kept(uses, retention, champion_history(store))
     used = {key for run in kept for key in uses[run].documents}
     garbage = Garbage(runs=sorted(uses.keys() - kept), kept_runs=sorted(kept))
     finished = {entry.name for entry in documents if entry.name.startswith("stages/")}
@@ -105,10 +107,13 @@ def remove(store: Store, find: Callable[[], Garbage]) -> Garbage:
     return found
 
 
-def _kept(uses: Mapping[str, Uses], retention: Retention) -> set[str]:
-    """Run ids that stay. An origin stays with the run that resumed it."""
+def _kept(uses: Mapping[str, Uses], retention: Retention, history: ChampionHistory) -> set[str]:
+    """Run ids that stay. An origin stays with the run that resumed it, a former champion until it is dropped by name,
+    the champion in any case.
+    """
     newest = sorted(uses, key=lambda run: (uses[run].age_s, run))[: retention.keep_last]
-    pending = [run for run in newest if run not in retention.drop]
+    newest += [event.run for event in history.events]
+    pending = [run for run in newest if run not in retention.drop or run == history.champion]
     pending += [run for run, found in uses.items() if found.age_s < retention.min_age_s]
     kept: set[str] = set()
     while pending:

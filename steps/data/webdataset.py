@@ -173,7 +173,10 @@ class WebDatasetSource:
         self._size = image_size
         self._max_pixels = config.max_image_pixels
         self._max_skipped = config.max_skipped_fraction
-        self._samples = _select(check_shards(config.shards, project_root), config.limit)
+        samples = check_shards(config.shards, project_root)
+        if config.held_out_from:
+            samples = frozen(samples, expand_shards(config.held_out_from, project_root))
+        self._samples = _select(samples, config.limit)
         self._skipped: Counter[str] = Counter()
 
     @property
@@ -230,6 +233,21 @@ class WebDatasetSource:
                 f"{skipped} already ({counts}), the last one {sample.key} in shard {sample.shard}; repair "
                 "the shards or raise data.max_skipped_fraction"
             )
+
+
+def frozen(samples: list[Sample], shards: Sequence[Path]) -> list[Sample]:
+    """Without the pictures of other shards than these that belong to validation or test, so that new shards leave both as
+    they are; nothing trains with such a picture either. Raises DataError for a shard that no sample is from.
+    """
+    unknown = set(shards) - {sample.shard for sample in samples}
+    if unknown:
+        names = ", ".join(str(path) for path in sorted(unknown))
+        raise DataError(f"data.held_out_from names shards that data.shards does not: {names}")
+    return [
+        sample
+        for sample in samples
+        if sample.shard in shards or sample.problem or split_of(sample.caption) == "train"
+    ]
 
 
 def _select(samples: list[Sample], limit: int | None) -> list[Sample]:

@@ -1,9 +1,14 @@
 """Ways to show how far a piece of work has come."""
 
+import logging
 import sys
-from typing import Any, Protocol
+import time
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+_LOG_S = 15.0
 
 
 class Progress(Protocol):
@@ -19,6 +24,14 @@ class Progress(Protocol):
         """The piece of work is finished."""
 
 
+@runtime_checkable
+class Watcher(Protocol):
+    """A progress that wants to see the states of a training."""
+
+    def look(self, iteration: int, model: Any) -> None:
+        """The model after so many iterations, with the weights that would be handed on. It must come back as it was."""
+
+
 class NullProgress:
     """Shows nothing."""
 
@@ -30,6 +43,35 @@ class NullProgress:
 
     def close(self) -> None:
         """See Progress."""
+
+
+class LogProgress:
+    """A log line of key=value at the start, once in a while and at the end, for whoever collects lines."""
+
+    def __init__(self) -> None:
+        self._description, self._total, self._done = "", 0, 0
+        self._metrics: dict[str, float] = {}
+        self._said = 0.0
+
+    def start(self, description: str, total: int) -> None:
+        """See Progress."""
+        self._description, self._total, self._done, self._metrics = description, total, 0, {}
+        self._say()
+
+    def update(self, done: int, **metrics: float) -> None:
+        """See Progress."""
+        self._done, self._metrics = done, self._metrics | metrics
+        if time.monotonic() - self._said >= _LOG_S:
+            self._say()
+
+    def close(self) -> None:
+        """See Progress."""
+        self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        shown = "".join(f" {name}={value:.5g}" for name, value in self._metrics.items())
+        logger.info("progress=%d total=%d%s work=%s", self._done, self._total, shown, self._description)
 
 
 class TerminalProgress:

@@ -4,7 +4,7 @@ Counted in forward passes of the UNet and of the decoder per latent, times what 
 machine. A backward pass counts as two forward passes. Start-up, checkpoints and conversion are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts_schema.config import SnapFusionConfig
@@ -68,14 +68,18 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     ]
 
 
-def format_estimates(estimates: Sequence[StageEstimate], *, price_per_hour: float, measured_on: str) -> str:
-    """A plain table; the last line is the sum, with the cost where a price is known."""
+def format_estimates(
+    estimates: Sequence[StageEstimate], *, price_of: Callable[[str], float], measured_on: str
+) -> str:
+    """A plain table; the last line is the sum. `price_of` an hour of a stage's machine; 0 shows no cost."""
     lines = [f"estimates for {measured_on} (one task after the other, without start-up and conversion):"]
-    for item in estimates:
+    costs = [item.seconds / 3600 * price_of(item.stage) for item in estimates]
+    for item, cost in zip(estimates, costs, strict=True):
+        price = f"  cost {cost:.2f}" if cost else ""
         memory = f"{item.memory_bytes / 2**30:8.2f} GiB" if item.memory_bytes is not None else ""
-        lines.append(f"  {item.stage:24s} {format_seconds(item.seconds):>10s} {memory}")
+        lines.append(f"  {item.stage:24s} {format_seconds(item.seconds):>10s} {memory:12s}{price}".rstrip())
     total = sum(item.seconds for item in estimates)
-    price = f", cost {total / 3600 * price_per_hour:.2f}" if price_per_hour else ""
+    price = f", cost {sum(costs):.2f}" if any(costs) else ""
     lines.append(f"  {'sum':24s} {format_seconds(total):>10s}{price}")
     return "\n".join(lines)
 

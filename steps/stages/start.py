@@ -73,9 +73,11 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
 def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:
     """Say how long the run will take, before the first hours of it: encoding the pictures."""
     machine = f"{context.device}, {torch.get_num_threads()} threads"
-    price = config.compute.price_per_hour
     logger.info(
-        "%s", format_estimates(stage_estimates(config, costs), price_per_hour=price, measured_on=machine)
+        "%s",
+        format_estimates(
+            stage_estimates(config, costs), price_of=config.compute.price_of, measured_on=machine
+        ),
     )
 
 

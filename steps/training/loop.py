@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from artifacts_schema.base import Measurement
 from artifacts_schema.stage_configs import TrainingConfig
 from steps.files.errors import Interrupted, NonFiniteLossError
-from steps.files.progress import NullProgress, Progress
+from steps.files.progress import NullProgress, Progress, Watcher
 from steps.training.batch import Batch, LossFunction
 from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
@@ -115,7 +116,7 @@ class _Training:
         saved_at, wait_s = time.monotonic(), self.training.checkpoint_interval_s
         last = self.part.stop
         progress.update(self.iteration)
-        self.check(stop)
+        self.check(stop, progress)
         while self.iteration < last or stop.is_set():
             metrics = self.step(stop)
             if metrics is not None:
@@ -126,7 +127,7 @@ class _Training:
                     progress.update(self.iteration, **metrics)
                 except BrokenPipeError:
                     stop.set()  # who started this task is gone: nobody would take its result
-                self.check(stop)
+                self.check(stop, progress)
             if stop.is_set() or time.monotonic() - saved_at >= wait_s:
                 started = time.monotonic()
                 self.save()
@@ -137,13 +138,17 @@ class _Training:
                     f"stopped at iteration {self.iteration}; the checkpoint in {self.folder} continues it"
                 )
 
-    def check(self, stop: threading.Event) -> None:
-        """Measure the EMA weights where it is their turn. Cut off by `stop` it is done again after the continuation."""
+    def check(self, stop: threading.Event, progress: Progress) -> None:
+        """Measure the EMA weights where it is their turn, and show them to a progress that wants to see them. Cut off by
+        `stop` it is done again after the continuation.
+        """
         if not self.best.is_due(self.iteration):
             return
         started = time.monotonic()
         with self.ema.applied(self.bare_model):
             value = self.best.measure(self.bare_model, stop)
+            if value is not None and isinstance(progress, Watcher) and self.accelerator.is_main_process:
+                self.best.until_stopped(self.bare_model, stop, partial(progress.look, self.iteration))
         self.speed.leave_out(time.monotonic() - started)
         if value is not None:
             # Ranks choose alike, whatever the last bit of theirs.

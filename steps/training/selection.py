@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ _SAMPLES = 128
 _TOGETHER = 8  # small, so that a loss that skips units is measured under sixteen masks
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class BestState:
     def measure(self, model: nn.Module, stop: threading.Event) -> float | None:
         """The held-out number of a model, or None when `stop` was set before its last forward pass."""
         assert self.held_out is not None  # noqa: S101 - only called where it is due
+        return self.until_stopped(model, stop, self.held_out.loss)
+
+    @staticmethod
+    def until_stopped(
+        model: nn.Module, stop: threading.Event, work: Callable[[nn.Module], Result]
+    ) -> Result | None:
+        """What `work` finds out about a model, or None when `stop` was set before its last forward pass."""
 
         def look(*_: object) -> None:
             if stop.is_set():
@@ -87,7 +96,7 @@ class BestState:
         hook = model.register_forward_pre_hook(look)
         try:
             with torch.no_grad():
-                return self.held_out.loss(model)
+                return work(model)
         except _Stopped:
             return None
         finally:

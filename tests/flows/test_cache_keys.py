@@ -36,6 +36,10 @@ READ_BY: dict[str, set[str]] = {
     "compute.threads": {"latency_profile"},  # measured on so many
     "store": set(),
     "report": set(),
+    "promotion": set(),
+    "promotion.enabled": EVALUATIONS,  # brings the split
+    "schedule": set(),
+    "notify": set(),
     "base": {"start"},
     "data": {"start"},
     "data.shards": set(),  # of webdataset, by what is in them
@@ -73,6 +77,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "run.name": {"run.name": "other"},
     "compute.device": {"compute.device": "cpu"},
     "compute.threads": {"compute.threads": 99},
+    "compute.prices": {"compute.prices": {"student_8": 3.2}},
     "store.local": {"store.local": "other"},
     "store.endpoint": {"store.endpoint": "http://127.0.0.1:1"},
     "store.encryption": {"store.encryption": "AES256"},
@@ -108,6 +113,12 @@ OTHER: dict[str, dict[str, Any]] = {
     "coreml_compression.schemes": {"coreml_compression.schemes": ["palette_6", "mixed"]},
     "report.compare_to": {"report.compare_to": ["7"]},
     "report.output": {"report.output": "elsewhere"},
+    "promotion.enabled": {"promotion.enabled": True, "evaluation.split": "validation"},
+    "schedule.cron": {"schedule.cron": "0 3 * * 1"},
+    "schedule.timezone": {"schedule.timezone": "UTC", "schedule.cron": "0 3 * * 1"},
+    "schedule.event": {"schedule.event": "new_shards"},
+    "notify.webhook": {"notify.webhook": "https://example.org"},
+    "notify.events": {"notify.events": ["failed"]},
 }  # fmt: skip
 
 
@@ -151,8 +162,10 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     made = Keys(tmp_path, monkeypatch)
     for name in ("a.tar", "table.json"):
         (tmp_path / name).write_text("{}")
+    shards = {"data.source": "webdataset", "data.shards": [str(tmp_path / "a.tar")]}
+    monkeypatch.setitem(OTHER, "data.source", shards)
     monkeypatch.setitem(
-        OTHER, "data.source", {"data.source": "webdataset", "data.shards": [str(tmp_path / "a.tar")]}
+        OTHER, "data.held_out_from", {**shards, "data.held_out_from": [str(tmp_path / "a.tar")]}
     )
     monkeypatch.setitem(OTHER, "store.root", {"store.root": str(tmp_path / "other")})
     program = {"evaluation.features": "inception", "evaluation.inception": str(tmp_path / "a.tar")}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from artifacts_schema.champion import ChampionEvent, ChampionHistory
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -304,3 +305,13 @@ def test_the_cache_of_a_store_on_s3_is_cleared_alone(make_s3: MakeS3) -> None:
     assert len(list(store.work())) == 3  # in the bucket
     assert before == (objects(store), store.list_documents("runs/"), store.list_documents("stages/"))
     assert store.path_of(ref).read_bytes() == b"weights"  # fetched again
+
+
+def test_champions_stay_until_they_are_dropped_and_the_present_one_in_any_case(store: LocalStore) -> None:
+    for run in ("1", "2", "3", "4"):
+        finish(store, run, robust_training=use(store, run, f"stage_{run}"))
+    events = [ChampionEvent(id=run, event="promoted", run=run, replaced=None, at="") for run in ("1", "2")]
+    store.put_document("registry/champion", ChampionHistory(events=tuple(events)).to_json())
+    newest = Retention(keep_last=0, min_age_s=-60.0)
+    assert find_garbage(store, newest).kept_runs == ["1", "2"]
+    assert find_garbage(store, replace(newest, drop=["1", "2"])).kept_runs == ["2"]

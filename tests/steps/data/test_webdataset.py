@@ -314,6 +314,26 @@ class TestSplits:
         both = {p.caption: p.split for p in _pictures(_source(tmp_path, ["{b,a}.tar"]))}
         assert alone.items() <= both.items()
 
+    def test_held_out_pictures_come_from_the_named_shards_alone(self, tmp_path: Path) -> None:
+        _write(tmp_path / "a.tar", _samples(60))
+        _write(tmp_path / "b.tar", _samples(60, start=60))
+        frozen = {"held_out_from": ("a.tar",)}
+        alone, both = (
+            _pictures(_source(tmp_path, names, **frozen)) for names in (["a.tar"], ["a.tar", "b.tar"])
+        )
+        held_out = [[p.caption for p in found if p.split != "train"] for found in (alone, both)]
+        assert held_out[0] == held_out[1] != []
+        new = [p.caption for p in both if int(p.caption.split()[-1]) >= 60]
+        assert len(new) > 40 and {split_of(caption) for caption in new} == {"train"}
+
+    def test_held_out_shards_are_among_the_shards(self, tmp_path: Path) -> None:
+        _write(tmp_path / "a.tar", _samples(60))
+        _write(tmp_path / "b.tar", _samples(60))
+        with pytest.raises(
+            DataError, match=r"held_out_from names shards that data\.shards does not: .*b\.tar"
+        ):
+            _source(tmp_path, ["a.tar"], held_out_from=("b.tar",))
+
     def test_limit_bounds_every_split_and_mixes_shards(self, tmp_path: Path) -> None:
         _write(tmp_path / "a.tar", _samples(100))
         _write(tmp_path / "b.tar", _samples(100, start=100))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import SnapFusionConfig, parse_config
-from steps.latency.estimates import format_estimates, stage_estimates
+from artifacts_schema.config import ComputeConfig, InvalidConfig, SnapFusionConfig, parse_config
+from steps.latency.estimates import StageEstimate, format_estimates, stage_estimates
 from steps.latency.unit_costs import measure_unit_costs
 from steps.models.base import load_base
 from steps.pretraining.micro import write_micro_base
@@ -84,8 +84,17 @@ def test_evaluation_counts_both_branches_of_every_step() -> None:
 def test_cost_needs_a_price() -> None:
     found = stage_estimates(SnapFusionConfig(), COSTS)
     total = sum(e.seconds for e in found) / 3600
-    assert "cost" not in format_estimates(found, price_per_hour=0.0, measured_on="x")
-    assert f"cost {total * 9:.2f}" in format_estimates(found, price_per_hour=9.0, measured_on="x")
+    assert "cost" not in format_estimates(found, price_of=lambda _: 0.0, measured_on="x")
+    assert f"cost {total * 9:.2f}" in format_estimates(found, price_of=lambda _: 9.0, measured_on="x")
+
+
+def test_every_stage_has_the_price_of_its_machine() -> None:
+    compute = ComputeConfig(price_per_hour=36.0, prices={"student_8": 360.0})
+    found = [StageEstimate("teacher_16", 100.0), StageEstimate("student_8", 100.0)]
+    text = format_estimates(found, price_of=compute.price_of, measured_on="x").splitlines()
+    assert [line.split("cost ")[1] for line in text[1:]] == ["1.00", "10.00", "11.00"]
+    with pytest.raises(InvalidConfig, match=r"names no stage: 'student8'; did you mean 'student_8'\?"):
+        parse_config({"compute": {"prices": {"student8": 1.0}}})
 
 
 def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:

@@ -139,21 +139,24 @@ except PromotionError as error:
 """
 
 
+def _at_once(store: LocalStore, runs: list[str], compared: str) -> list[str]:
+    """What each of the processes says that promote one of the runs over the same champion, all at the same time."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", _PROMOTE, store.root, run], **pipes) for run in runs]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * len(runs)  # type: ignore[union-attr]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return list(pool.map(lambda process: process.communicate(f"{compared}\n")[0], started))
+
+
 def test_of_ten_promotions_at_once_one_wins_and_the_others_say_so(
     store: LocalStore, finished: Finish
 ) -> None:
-    for over in (None, current_champion):
-        compared = over and over(store)
-        runs = [f"{'first' if compared is None else 'second'}-{number}" for number in range(10)]
+    for step in ("first", "second"):
+        compared = current_champion(store) or ""
+        runs = [f"{step}-{number}" for number in range(10)]
         for run in runs:
             finished(run)
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        started = [
-            subprocess.Popen([sys.executable, "-c", _PROMOTE, store.root, run], **pipes) for run in runs
-        ]
-        assert [process.stdout.readline() for process in started] == ["ready\n"] * 10  # type: ignore[union-attr]
-        with ThreadPoolExecutor(10) as pool:
-            said = list(pool.map(lambda process: process.communicate(f"{compared or ''}\n")[0], started))
+        said = _at_once(store, runs, compared)
         winner = current_champion(store)
         assert said.count("won\n") == 1 and said[runs.index(str(winner))] == "won\n"
         assert sum(f"meanwhile run {winner} is the champion" in text for text in said) == 9

@@ -22,6 +22,7 @@ from steps.training.loop import train
 from steps.training.outcome import Part, TrainingOutcome
 from steps.training.pace import learning_rate_factor, pause_after_checkpoint
 from steps.training.randomness import keyed_normal
+from steps.training.selection import HeldOut
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, learning_rate=3e-2, log_interval=10, checkpoint_interval_s=1e-6
@@ -123,6 +124,57 @@ def test_a_training_whose_output_nobody_reads_any_more_stops_with_a_checkpoint(t
         run(tmp_path, CONFIG.model_copy(update={"checkpoint_interval_s": 1e6}), progress=Printing())
     os.close(writer)
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-000000007"]
+
+
+class Watching(NullProgress):
+    """Keeps the states that it is shown, and stops the training while it looks at one of them."""
+
+    def __init__(self, stop_at: int = -1) -> None:
+        self.seen: list[tuple[int, float]] = []
+        self.stop_at = stop_at
+
+    def look(self, iteration: int, model: nn.Module) -> None:
+        value = held_out(model)
+        self.seen.append((iteration, value))
+        if iteration == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            held_out(model)
+            self.seen.append((iteration, -1.0))  # the training would have gone on
+
+
+def held_out(net: nn.Module) -> float:
+    assert not torch.is_grad_enabled()
+    return float(regression(net, Batch(0, torch.arange(4), 1))["loss"])
+
+
+def watched(folder: Path, progress: NullProgress) -> TrainingOutcome:
+    config = CONFIG.model_copy(update={"held_out_checks": 2, "checkpoint_interval_s": 1e6})
+    check = HeldOut("loss", 4, held_out)
+    return train(
+        model(),
+        regression,
+        training=config,
+        samples=13,
+        seed=5,
+        folder=folder,
+        held_out=check,
+        progress=progress,
+    )
+
+
+def test_a_watcher_sees_what_would_be_handed_on_and_changes_nothing(tmp_path: Path) -> None:
+    watcher = Watching()
+    outcome = watched(tmp_path / "watched", watcher)
+    assert outcome.selection is not None
+    assert watcher.seen == [(item.iteration, item.held_out) for item in outcome.selection.candidates]
+    assert_equal(outcome, watched(tmp_path / "alone", NullProgress()))
+
+
+def test_a_signal_is_heard_while_somebody_looks(tmp_path: Path) -> None:
+    watcher = Watching(stop_at=0)
+    with pytest.raises(Interrupted, match="iteration 0"):
+        watched(tmp_path, watcher)
+    assert [iteration for iteration, _ in watcher.seen] == [0]
 
 
 def test_sigterm_writes_a_checkpoint_and_stops(tmp_path: Path) -> None:
