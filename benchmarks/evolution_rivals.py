@@ -20,7 +20,7 @@ from artifacts_schema.architecture import ArchitectureSpec
 from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, TrainingConfig
 from benchmarks.evolution_setup import Setup, parser
 from benchmarks.published import ROOT, Metric, publish, result
-from steps.data.openmoji import picture_group
+from steps.data.groups import picture_group
 from steps.diffusion.losses import Sampling
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evolution.actions import Budget

@@ -8,6 +8,7 @@ from typing import Any
 from artifacts_schema.config import InvalidConfig
 from flows.environment import CODE_ROOT
 from flows.text import nearest
+from steps.report.trace import flat
 
 DEFAULT_PRESET = "openmoji"
 FOLDER = CODE_ROOT / "configs"
@@ -30,16 +31,8 @@ def read_source(source: str | Path) -> dict[str, Any]:
         raise InvalidConfig(f"{path} is not valid TOML: {error}") from None
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values, in the order of the sections."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys that differ, with both values (None: not set), in the order of the sections."""
-    before, after = flat(old), flat(new)
+    before, after = dict(flat(old)), dict(flat(new))
     keys = dict.fromkeys([*before, *after])
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

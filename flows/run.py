@@ -12,8 +12,9 @@ from artifacts_schema.config import InvalidConfig, ReportConfig, StoreConfig, pa
 from artifacts_schema.report import RunReport
 from flows.environment import WORK_ROOT
 from flows.presets import differences, presets, read_source
+from flows.runs import named_reports
 from steps.cache.leases import in_use
-from steps.comparison.references import finished_runs, report_of, resolve_runs, run_id_of
+from steps.comparison.references import finished_runs, report_of, run_id_of
 from steps.files.errors import SnapFusionError, StoreError
 from steps.report.outputs import fetch_outputs
 from steps.report.stored import record_of
@@ -33,12 +34,12 @@ class Run:
 
     @classmethod
     def open(cls, which: str = "latest", *, store: Store | StoreConfig | None = None) -> Self:
-        """The run that is meant (id, name, latest, previous, champion), of the default store or another.
+        """The run that is meant (id, name, tag, latest, previous, champion), of the default store or another.
 
         Raises SnapFusionError naming the nearest run that is there.
         """
         place = store_at(store)
-        (report,) = resolve_runs(place, [which])
+        (report,) = named_reports(place, [which])
         return cls(run_id_of(report), report, place)
 
     def record(self, stage: str) -> Any:

@@ -21,6 +21,10 @@ from flows import promotion, stages
 from flows.config import parse
 from flows.runtime import pack, read_config, unpack
 from flows.schedule import Scheduled
+from flows.stage_card import register
+from flows.tags import tag_run
+
+register()
 
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
@@ -35,56 +39,57 @@ class SnapFusionFlow(FlowSpec):
 
     config = Config("config", default=DEFAULT_CONFIG, parser=parse, help="TOML file; presets are in configs/")
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def start(self) -> None:
         """Preflight: check everything that can fail cheaply, prepare the data once."""
+        tag_run(read_config(self))
         self.start_record = pack(stages.start(read_config(self)))
         self.next(self.latency_profile)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def latency_profile(self) -> None:
         """Time every block of the base."""
         stages.latency_profile(self)
         self.next(self.velocity_finetuning)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def velocity_finetuning(self) -> None:
         """Turn the eps-prediction UNet into a v-prediction UNet."""
         stages.run(self, "velocity_finetuning")
         self.next(self.robust_training, self.teacher_16, self.decoder_distillation)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def robust_training(self) -> None:
         """Train with blocks skipped at random."""
         stages.run(self, "robust_training")
         self.next(self.architecture_evolution)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def architecture_evolution(self) -> None:
         """Remove and copy blocks until the latency budget holds."""
         stages.run(self, "architecture_evolution")
         self.next(self.student_16)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def student_16(self) -> None:
         """Distil the evolved UNet from 32 steps, its own or the full UNet's, to 16."""
         stages.run(self, "student_16")
         self.next(self.distillation_inputs)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def teacher_16(self) -> None:
         """Distil the full UNet from its own 32 steps to 16, CFG-aware."""
         stages.run(self, "teacher_16")
         self.next(self.distillation_inputs)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def decoder_distillation(self) -> None:
         """Distil the half-width image decoder."""
@@ -97,14 +102,14 @@ class SnapFusionFlow(FlowSpec):
         self.merge_artifacts(inputs)
         self.next(self.student_8)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def student_8(self) -> None:
         """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
         stages.run(self, "student_8")
         self.next(self.plan_evaluation, self.plan_export)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
@@ -112,7 +117,7 @@ class SnapFusionFlow(FlowSpec):
         self.variants = list(read_config(self).evaluation.variants)
         self.next(self.evaluation, foreach="variants")
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def evaluation(self) -> None:
         """Choose one variant's guidance scale on the validation split, then draw and measure it."""
@@ -134,14 +139,14 @@ class SnapFusionFlow(FlowSpec):
         self.components = list(read_config(self).coreml_export.components)
         self.next(self.coreml_export, foreach="components")
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def coreml_export(self) -> None:
         """Convert one component to Core ML."""
         stages.run(self, "coreml_export", self.input)
         self.next(self.coreml_compression)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def coreml_compression(self, inputs: Any) -> None:
         """Find the smallest weights with which the whole bundle still draws the same pictures."""
@@ -150,7 +155,7 @@ class SnapFusionFlow(FlowSpec):
         stages.run(self, "coreml_compression")
         self.next(self.bundle)
 
-    @card(type="blank", id="progress")
+    @card(type="stage", id="progress")
     @step
     def bundle(self) -> None:
         """Put the components, the tokenizer and the manifest into one folder, and draw with it."""
@@ -167,9 +172,11 @@ class SnapFusionFlow(FlowSpec):
 
     @step
     def end(self) -> None:
-        """Promote or keep the champion, and say where everything is."""
+        """Promote or keep the champion, tag the run, and say where everything is."""
+        report = unpack(self.report_record)
         self.promotion = promotion.at_end(self)
-        stages.end(unpack(self.report_record), current.run_id)
+        tag_run(read_config(self), report, unpack(self.architecture_evolution_record))
+        stages.end(report, current.run_id)
 
 
 if __name__ == "__main__":

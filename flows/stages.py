@@ -21,6 +21,7 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
+from flows.compared import beside_others, page_with, runs_to_compare
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.runtime import (
     card_progress,
@@ -35,13 +36,13 @@ from flows.runtime import (
     store_of,
     unpack,
 )
+from flows.tags import keep_tags
 from steps.cache.leases import in_use
 from steps.cache.notes import bundle_of_run
 from steps.cache.provenance import DISTRIBUTION, code_version
-from steps.files.errors import ConfigError
 from steps.registry.champion import champion_report
 from steps.stages.table import STAGES
-from steps.store import Store, get_bytes, local_folder, put_folder
+from steps.store import get_bytes, local_folder, put_folder
 
 
 class Records(Mapping[str, Any]):
@@ -77,6 +78,7 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
 
     `more` are records that this task has made itself.
     """
+    keep_tags(flow)
     record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
@@ -92,7 +94,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     store.check()
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
-    previous_reports(config, store)
+    runs_to_compare(config, store)
     if config.promotion.enabled:
         champion_report(store)  # so does a champion that the run could not be held against
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
@@ -244,7 +246,7 @@ def report(flow: Any, card: Any) -> None:
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store, previous_reports(config, store)),
+            page_records(config, records, manifest, store),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),
@@ -255,24 +257,11 @@ def report(flow: Any, card: Any) -> None:
                 started, device="cpu", threads=usable_cores(), versions={DISTRIBUTION: code.text}
             ),
         )
-    render(card, page)
+        beside, small = beside_others(config, store, result, found)
+    render(card, page_with(page, beside))
     flow.report_record = pack(result)
-
-
-def previous_reports(config: SnapFusionConfig, store: Store) -> list[dict[str, Any]]:
-    """Headlines of the runs named in `report.compare_to`. Raises ConfigError for one that is not in the store."""
-    found = []
-    for run_id in config.report.compare_to:
-        text = store.get_document(f"reports/{run_id}")
-        if text is None:
-            known = (
-                ", ".join(key.removeprefix("reports/") for key in store.list_documents("reports/")) or "none"
-            )
-            raise ConfigError(
-                f"report.compare_to names run {run_id}, which has no report in the store; known: {known}"
-            )
-        found.append({"name": run_id, "headline": json.loads(text)["headline"]})
-    return found
+    for name, value in small.items():
+        setattr(flow, name, value)
 
 
 def end(result: RunReport, run_id: str) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.load import load_pipeline  # type: ignore[import-untyped, unused-ignore]
-    from flows.runs import runs_frame as runs  # type: ignore[import-untyped, unused-ignore]
 
     from artifacts_schema.architecture import ArchitectureSpec
     from flows.run import Run
+    from flows.runs import runs_frame as runs
     from steps.diffusion.scheduler import GridDDIMScheduler
     from steps.unet.evolved import EvolvedUNet
     from steps.unet.small_decoder import SmallDecoder

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.config import InvalidConfig, SnapFusionConfig, parse_config
-from flows.presets import DEFAULT_PRESET, FOLDER, flat, presets, read_source
+from flows.presets import DEFAULT_PRESET, FOLDER, presets, read_source
+from steps.report.trace import flat
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def _put(payload: dict[str, Any], text: str) -> None:
 def to_toml(values: Mapping[str, Any]) -> str:
     """TOML of a whole configuration as JSON (`model_dump(mode="json")`), a section after the other; None is left out."""
     sections: dict[str, list[str]] = {}
-    for key, value in flat(values).items():
+    for key, value in flat(values):
         section, _, name = key.rpartition(".")
         if value is not None:
             # JSON's strings, numbers and lists are TOML's, too.

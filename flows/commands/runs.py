@@ -20,7 +20,7 @@ from flows.commands.prepared import exit_code
 from flows.commands.store_options import store_config, store_parser
 from flows.run import all_runs, store_at
 from flows.text import table
-from steps.comparison.references import champion_of
+from steps.registry.champion import current_champion
 
 _HEAD = ("", "id", "name", "preset", "date", "distance", "clip", "ms", "MiB")
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         store = store_at(store_config(options))
-        promoted = champion_of(store)
+        promoted = current_champion(store)
         rows = [run.row(promoted) for run in islice(all_runs(store), options.limit)]
         if options.json:
             print(json.dumps(rows, indent=2))

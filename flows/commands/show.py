@@ -17,7 +17,7 @@ from flows.commands.prepared import exit_code
 from flows.commands.store_options import store_config, store_options, store_parser
 from flows.run import Run, store_at
 from flows.text import printable, table
-from steps.comparison.references import champion_of
+from steps.registry.champion import current_champion
 from steps.report.origins import cache_word, code_words
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         config = store_config(options)
         store = store_at(config)
-        run, promoted = Run.open(options.run, store=store), champion_of(store)
+        run, promoted = Run.open(options.run, store=store), current_champion(store)
         if options.json:
             print(json.dumps(run.row(promoted) | {"report": json.loads(run.report.to_json())}, indent=2))
         else:

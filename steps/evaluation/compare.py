@@ -1,14 +1,15 @@
-"""Comparisons of variants: paired, with intervals, and silent where the interval does not decide."""
+"""Comparisons of variants: paired, with intervals, and silent where the interval does not decide. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, VariantComparison
-from steps.evaluation.bench import groups_of
+from steps.data.groups import picture_group
 from steps.evaluation.distances import Estimate, clustered_mean, kernel_distance
 from steps.files.errors import EvaluationError
 from steps.store.base import Store
@@ -21,7 +22,7 @@ def compare(store: Store, reference: EvaluationRecord, other: EvaluationRecord) 
     if reference.protocol_hash != other.protocol_hash:
         raise EvaluationError(unlike(reference.protocol, other.protocol, (reference.variant, other.variant)))
     first, second = (load_file(store.path_of(record.point.images)) for record in (reference, other))
-    groups = groups_of(list(reference.captions))
+    groups = [picture_group(caption) for caption in reference.captions]
     clip = clustered_mean((second["clip"] - first["clip"]).tolist(), groups).interval("cosine")
     distances = [_distance(store, reference, tensors, groups) for tensors in (first, second)]
     difference = distances[1].minus(distances[0]).interval()
@@ -61,9 +62,8 @@ def unlike(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[
 
 
 def _distance(
-    store: Store, record: EvaluationRecord, tensors: Mapping[str, torch.Tensor], groups: Sequence[str]
+    store: Store, record: EvaluationRecord, tensors: Mapping[str, NDArray[np.float32]], groups: Sequence[str]
 ) -> Estimate:
-    real = load_file(store.path_of(record.real.features))["features"].numpy()
-    return kernel_distance(
-        tensors["features"].numpy(), real, groups=groups, real_groups=groups_of(list(record.real.captions))
-    )
+    real = load_file(store.path_of(record.real.features))["features"]
+    real_groups = [picture_group(caption) for caption in record.real.captions]
+    return kernel_distance(tensors["features"], real, groups=groups, real_groups=real_groups)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from artifacts_schema.stage_configs import ArchitectureEvolutionConfig
-from steps.data.openmoji import picture_group
+from steps.data.groups import picture_group
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import DataError

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
-from steps.data.openmoji import draw, list_openmoji, picture_group
+from steps.data.groups import picture_group
+from steps.data.openmoji import draw, list_openmoji
 
 PAIRS = 40  # of each of validation and test
 KNOWN = 3  # train captions of other combinations that a held-out word occurs in

@@ -5,6 +5,7 @@ block shows text as text, so that nobody who writes one has to escape anything.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,76 @@ class PictureRows:
     caption: str
 
 
-Block = Heading | Text | Table | Chart | PictureRows
+Tone = Literal["better", "worse", "undecided", "same"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """One number with its change, and a word on what the change means."""
+
+    name: str
+    value: str
+    change: str
+    tone: Tone
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Boxes side by side under one sentence that says what they amount to."""
+
+    tone: Tone
+    sentence: str
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell of a `Grid` holds; `small` stands below in small letters, coloured by `tone`."""
+
+    text: str
+    small: str = ""
+    strong: bool = False
+    tone: Tone = "same"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table that is as wide as the page, whatever it holds: what is too long is broken. The first column is named."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What runs one after another, in named groups: each piece is its name and whether it was kept, removed or copied."""
+
+    name: str
+    groups: tuple[tuple[str, tuple[tuple[str, Literal["kept", "removed", "copied"]], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Strips one below the other, with what their pieces mean."""
+
+    rows: tuple[Strip, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures in rows (WebP or PNG; None: there is none), each with a line below; `columns` name them."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[bytes | None, str], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that are shown when their title is clicked. No charts: a chart that is hidden has no size."""
+
+    title: str
+    blocks: tuple["Heading | Text | Grid | Gallery | Strips", ...]
+
+
+Block = Heading | Text | Table | Chart | PictureRows | Verdict | Grid | Strips | Gallery | Folded

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -45,7 +44,6 @@ class RunRecords:
     manifest: BundleManifest
     drawing: BundleDrawing | None = None
     compression: CompressionRecord | None = None
-    previous: Sequence[Mapping[str, Any]] = ()
 
 
 def build_page(
@@ -61,7 +59,6 @@ def build_page(
         *trainings(records.trainings, records.evolution),
         *core_ml(records.components, records.drawing, store, records.compression),
         *origins(report, stages),
-        *_previous(records),
     ]
 
 
@@ -196,17 +193,6 @@ def _architecture(records: RunRecords) -> list[Block]:
             )
         )
     return blocks
-
-
-def _previous(records: RunRecords) -> list[Block]:
-    if not records.previous:
-        return []
-    names = sorted({name for item in records.previous for name in item["headline"]})
-    rows = tuple(
-        (str(item["name"]), *(f"{item['headline'][n]:.4g}" if n in item["headline"] else "-" for n in names))
-        for item in records.previous
-    )
-    return [Heading("Other runs"), Table(("run", *names), rows)]
 
 
 def _millions(value: float | None) -> str:

@@ -76,17 +76,18 @@ def _inputs(store: Store, report: RunReport) -> list[str]:
 
 def config_differences(config: Mapping[str, Any]) -> list[str]:
     """Every value that is not this program's default, and the default."""
-    default = dict(_flat(SnapFusionConfig().model_dump(mode="json")))
+    default = dict(flat(SnapFusionConfig().model_dump(mode="json")))
     return [
         f"{name} = {json.dumps(value)} (default: {json.dumps(default.get(name))})"
-        for name, value in _flat(config)
+        for name, value in flat(config)
         if name not in default or value != default[name]
     ]
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a configuration."""
     for name, value in section.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

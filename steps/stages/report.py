@@ -78,7 +78,6 @@ def page_records(
     records: Mapping[str, Any],
     manifest: BundleManifest,
     store: Store,
-    previous: Sequence[Mapping[str, Any]],
 ) -> RunRecords:
     """What the page shows, out of a run's records by stage (and label)."""
     evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
@@ -95,7 +94,6 @@ def page_records(
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
         compression=records["coreml_compression"],
-        previous=previous,
     )
 
 

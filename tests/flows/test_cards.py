@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,22 @@ from safetensors.torch import save
 from artifacts_schema.readers import read_record
 from flows import cards, runtime
 from steps.evaluation.pictures import png
-from steps.report.content import Block, Chart, Heading, PictureRows, Table, Text
+from steps.report.content import (
+    Block,
+    Box,
+    Cell,
+    Chart,
+    Folded,
+    Gallery,
+    Grid,
+    Heading,
+    PictureRows,
+    Strip,
+    Strips,
+    Table,
+    Text,
+    Verdict,
+)
 from steps.report.page import RunRecords, build_page
 from steps.store import LocalStore
 
@@ -32,6 +48,16 @@ CHROMIUM = shutil.which("chromium")
 
 def stored(name: str, **changes: Any) -> Any:
     return read_record((RECORDS / f"{name}.json").read_text()).model_copy(update=changes)
+
+
+# What only HTML can show, every word of it hostile.
+HTML_BLOCKS: list[Block] = [
+    Verdict("better", HOSTILE, (Box(HOSTILE, HOSTILE, HOSTILE, "worse", HOSTILE),)),
+    Grid((HOSTILE,), ((Cell(HOSTILE, HOSTILE),),)),
+    Strips((Strip(HOSTILE, ((HOSTILE, ((HOSTILE, "kept"),)),)),)),
+    Gallery((HOSTILE,), ((HOSTILE, ((PNG, HOSTILE), (None, HOSTILE))),)),
+    Folded(HOSTILE, (Heading(HOSTILE), Text(HOSTILE))),
+]
 
 
 def hostile_page(store: LocalStore) -> list[Block]:
@@ -63,7 +89,6 @@ def hostile_page(store: LocalStore) -> list[Block]:
         manifest=stored("bundle_v1"),
         drawing=stored("bundle_drawing_v1", grid=store.put_bytes(PNG), captions=(HOSTILE,)),
         compression=compression.model_copy(update={"variants": variants}),
-        previous=[{"name": HOSTILE, "headline": {HOSTILE: 1.0}}],
     )
     report, plan = stored("report_v1", labels=(HOSTILE,)), stored("run_plan_v1", base_identity=HOSTILE)
     return build_page(records, {row.stage: plan for row in report.stages}, store, report)
@@ -106,6 +131,67 @@ def test_every_block_is_shown_as_text_unchanged(block: Block) -> None:
     assert {part["type"] for part in found} <= SHOWN
     # As many times as the block has it, as it is.
     assert json.dumps(found).count(json.dumps(HOSTILE)) >= str(block).count("onerror")
+
+
+class Words(HTMLParser):
+    """What a line of HTML shows, and what it is made of."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: set[str] = set()
+        self.names: set[str] = set()
+        self.feed(line)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.names |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.mark.parametrize("block", HTML_BLOCKS, ids=lambda block: type(block).__name__)
+def test_html_of_ours_shows_words_as_they_are_in_one_line(block: Block) -> None:
+    (element,) = elements([block])
+    line = element["source"]
+    found = Words(line)
+    assert "\n" not in line  # an empty line would end the HTML for a reader of Markdown
+    assert found.tags <= {
+        "div",
+        "span",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "img",
+        "details",
+        "summary",
+    }
+    assert found.names <= {"class", "style", "title", "alt", "src"}
+    assert HOSTILE in found.words
+
+
+def test_lines_of_text_beside_html_join_it_and_others_stay_alone() -> None:
+    page = [
+        Heading("a"),
+        Text("b"),
+        Heading("c", sub=True),
+        HTML_BLOCKS[0],
+        Text("d\n\n<e>"),
+        Chart({}, "f"),
+        Text("g"),
+    ]
+    assert [element["type"] for element in elements(page)] == [
+        "title",
+        "markdown",
+        "vegaChart",
+        "text",
+        "text",
+    ]
+    assert "\n" not in elements(page)[1]["source"]
 
 
 def test_the_report_is_made_of_such_elements_only(tmp_path: Path) -> None:
@@ -158,7 +244,7 @@ def test_nothing_runs_in_a_browser(tmp_path: Path) -> None:
     ran = re.compile(r"<html[^>]* ran=")
     # First that it would be seen here.
     assert ran.search(opened(tmp_path, [{"type": "markdown", "source": HOSTILE}]))
-    page = elements(hostile_page(LocalStore(tmp_path / "store")))
+    page = elements([*hostile_page(LocalStore(tmp_path / "store")), *HTML_BLOCKS])
     bar = ProgressBar(max=2, label=HOSTILE)
     bar.update(1, metadata=HOSTILE)
     found = opened(tmp_path, [*page, bar.render()])

@@ -11,7 +11,7 @@ from snapfusion import command, completion
 from snapfusion.command import COMMANDS, Command, main
 
 # Written on other branches; whoever merges one takes its name out.
-PENDING = {"compare", "publish", "fetch", "demo", "rehearse", "latency-table"}
+PENDING = {"publish", "fetch", "demo", "rehearse", "latency-table"}
 _HEAVY = {"torch", "metaflow", "pydantic", "pandas", "boto3", "flows.environment"}
 
 

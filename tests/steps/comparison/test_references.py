@@ -33,7 +33,7 @@ def ids(store: LocalStore, *wanted: str, **more: Any) -> list[str]:
 
 
 def test_ids_names_and_words(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(references, "champion_of", lambda _: "7")
+    monkeypatch.setattr(references, "current_champion", lambda _: "7")
     assert ids(store, "8", "latest", "previous", "champion", "nightly", "other") == ["8", "9", "7"]
 
 
@@ -61,7 +61,7 @@ def test_a_report_of_another_machine_is_known_by_its_own_id(store: LocalStore) -
 def test_what_means_no_finished_run_is_refused(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, wanted: str, words: str
 ) -> None:
-    monkeypatch.setattr(references, "champion_of", lambda _: None)
+    monkeypatch.setattr(references, "current_champion", lambda _: None)
     with pytest.raises(SnapFusionError, match=words):
         resolve_runs(store, [wanted])
 
@@ -76,6 +76,6 @@ def test_an_empty_store_and_a_champion_without_report(
 ) -> None:
     with pytest.raises(SnapFusionError, match="no finished run"):
         resolve_runs(LocalStore(tmp_path / "empty"), ["latest"])
-    monkeypatch.setattr(references, "champion_of", lambda _: "5")
+    monkeypatch.setattr(references, "current_champion", lambda _: "5")
     with pytest.raises(SnapFusionError, match="run 5, has no report any more"):
         resolve_runs(store, ["champion"])

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from steps.data.openmoji import SPLITS, list_openmoji, picture_group, split_of
+from steps.data.groups import picture_group
+from steps.data.openmoji import SPLITS, list_openmoji, split_of
 from steps.data.openmoji_splits import NOVEL, TEST, VALIDATION
 from steps.pretraining.splits import choose, near_duplicates, words
 
