@@ -29,6 +29,12 @@ def png(color: str) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_ever_ran_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that only looks at a store: Metaflow's own folder is not there."""
+    monkeypatch.setattr("flows.runs.WORK_ROOT", tmp_path / "home")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     """With two runs: `new` is the later, with a grid, an evolution in ms and a name that a terminal would obey."""
