@@ -15,21 +15,23 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from artifacts_schema.base import Frozen, json_object
+from artifacts_schema.distillation_configs import (
+    DecoderDistillationConfig,
+    DistillationStageConfig,
+    StepDistillationConfig,
+    Student16Config,
+)
 from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
 from artifacts_schema.parts import SkippableStage, check_parts, variants_of
-from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
+from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, setting
 from artifacts_schema.resources import ResourcesConfig
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     CoremlCompressionConfig,
     CoremlExportConfig,
-    DecoderDistillationConfig,
-    DistillationStageConfig,
     EvaluationConfig,
     LatencyProfileConfig,
     RobustTrainingConfig,
-    StepDistillationConfig,
-    Student16Config,
     VelocityFinetuningConfig,
 )
 
@@ -46,12 +48,12 @@ SHIPPED = "student_8_small_decoder"
 class RunConfig(Frozen):
     """What names and seeds a run."""
 
-    name: str = "openmoji"
-    seed: CountOrZero = 0
-    smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
+    name: str = setting("openmoji", "what the run is called in reports and pages")
+    seed: CountOrZero = setting(0, "every random draw of the run follows from it")
+    smoke: bool = setting(False, 'labels every page "smoke": a check of the machinery, not a result')
     rehearsal: bool = Field(
         False,
-        description="Labels every page 'rehearsal'. Set by `python -m flows.commands.rehearse`, which also shortens every "
+        description="Labels every page 'rehearsal'. Set by `snapfusion rehearse`, which also shortens every "
         "stage. Origin: ours.",
     )
     skip: tuple[SkippableStage, ...] = Field(
@@ -70,12 +72,20 @@ class RunConfig(Frozen):
 class ComputeConfig(Frozen):
     """Where the stages run."""
 
-    device: Device = "auto"
-    threads: CountOrZero = 0  # 0: the cores shared out over the tasks at once
-    deterministic: bool = True  # torch deterministic algorithms
-    sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
-    price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
-    prices: dict[str, NotNegative] = {}  # the same for stages that run on other machines, by stage
+    device: Device = setting("auto", "where the stages compute; auto: a GPU if there is one")
+    threads: CountOrZero = setting(
+        0, "of torch in each task; 0: the cores shared out over the tasks at once", unit="threads"
+    )
+    deterministic: bool = setting(
+        True, "torch's deterministic algorithms: on a CPU a resumed training is bit-equal"
+    )
+    sigterm_grace_s: Positive = setting(10.0, "time to write a checkpoint after SIGTERM", unit="s")
+    price_per_hour: NotNegative = setting(
+        0.0, "of one machine, in any currency, for the estimate of cost; 0: none shown", unit="1/h"
+    )
+    prices: dict[str, NotNegative] = setting(
+        {}, "the same for stages that run on other machines, by stage", unit="1/h"
+    )
 
     def price_of(self, stage: str) -> float:
         """Of an hour of this stage's machine."""
@@ -85,18 +95,23 @@ class ComputeConfig(Frozen):
 class StoreConfig(Frozen):
     """The content-addressed store and the stage cache in it."""
 
-    root: str = ".snapfusion/store"  # relative to the project root, or s3://bucket/prefix
-    cache: bool = True  # reuse finished stages with equal inputs
-    local: str = (
-        ".snapfusion/cache"  # S3 only: downloaded objects, scratch files and checkpoints of this machine
+    root: str = setting(
+        ".snapfusion/store",
+        "where everything is kept: a folder, from the project root, or s3://bucket/prefix",
     )
-    endpoint: str | None = None  # S3 only; None: AWS_ENDPOINT_URL_S3, else Amazon's
-    encryption: Literal["none", "AES256", "aws:kms"] = (
-        "none"  # S3 only, at the server; none: the bucket's default
+    cache: bool = setting(True, "reuse finished stages with equal inputs")
+    local: str = setting(
+        ".snapfusion/cache", "S3 only: downloaded objects, scratch files and checkpoints of this machine"
     )
-    kms_key: str | None = None  # S3 only, with aws:kms; None: the account's own
-    timeout_s: Positive = 60.0  # S3 only: longest silence of the server
-    attempts: Count = 10  # S3 only: of one request, with growing pauses
+    endpoint: str | None = setting(
+        None, "S3 only: address of the server; unset: AWS_ENDPOINT_URL_S3, else Amazon's"
+    )
+    encryption: Literal["none", "AES256", "aws:kms"] = setting(
+        "none", "S3 only: at the server; none: the bucket's default"
+    )
+    kms_key: str | None = setting(None, "S3 only: key for aws:kms; unset: the account's own")
+    timeout_s: Positive = setting(60.0, "S3 only: longest silence of the server", unit="s")
+    attempts: Count = setting(10, "S3 only: of one request, with growing pauses")
 
     @model_validator(mode="after")
     def _check(self) -> "StoreConfig":
@@ -113,10 +128,16 @@ class BaseConfig(Frozen):
     # Places; what lies there counts.
     volatile: ClassVar[frozenset[str]] = frozenset({"path", "velocity_warm_start", "robust_warm_start"})
 
-    path: str = "assets/base"  # diffusers folder; "micro" builds a random-weight one for tests
-    warm_start: bool = True  # start velocity_finetuning and robust_training from the shipped weights
-    velocity_warm_start: str = "assets/warm_starts/velocity"
-    robust_warm_start: str = "assets/warm_starts/robust"
+    path: str = setting(
+        "assets/base", 'the base, a diffusers folder; "micro": a random-weight model for tests'
+    )
+    warm_start: bool = setting(True, "start velocity_finetuning and robust_training from the shipped weights")
+    velocity_warm_start: str = setting(
+        "assets/warm_starts/velocity", "folder of the shipped v-prediction UNet"
+    )
+    robust_warm_start: str = setting(
+        "assets/warm_starts/robust", "folder of the shipped UNet that bears skipped blocks"
+    )
 
 
 class DataConfig(Frozen):
@@ -126,16 +147,26 @@ class DataConfig(Frozen):
         {"shards", "held_out_from"}
     )  # places; what lies there counts
 
-    source: Literal["openmoji", "webdataset"] = "openmoji"
-    shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
-    held_out_from: tuple[str, ...] = ()  # those of them that validation and test come from; none: all
-    image_size: Count | None = None  # None: the base's own
-    limit: Count | None = None  # at most so many captions per split
-    variants: Count = (
-        1  # openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is
+    source: Literal["openmoji", "webdataset"] = setting(
+        "openmoji", "openmoji: the included pictures; webdataset: your shards"
     )
-    max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
-    max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
+    shards: tuple[str, ...] = setting(
+        (), "tar files or brace patterns such as data/{00000..00099}.tar; webdataset only"
+    )
+    held_out_from: tuple[str, ...] = setting(
+        (), "those of the shards that validation and test come from; none: all"
+    )
+    image_size: Count | None = setting(None, "side of the pictures; unset: the base's own", unit="pixels")
+    limit: Count | None = setting(None, "at most so many captions of each split; unset: all", unit="captions")
+    variants: Count = setting(
+        1, "openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is"
+    )
+    max_skipped_fraction: Fraction = setting(
+        0.01, "share of corrupt pictures and empty captions that is tolerated"
+    )
+    max_image_pixels: Count = setting(
+        64_000_000, "larger pictures are refused as decompression bombs", unit="pixels"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -151,9 +182,9 @@ class DataConfig(Frozen):
 class ReportConfig(Frozen):
     """`report`."""
 
-    compare_to: tuple[str, ...] = ()  # run ids whose reports are set beside this one
-    output: str = (
-        ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
+    compare_to: tuple[str, ...] = setting((), "run ids whose reports are set beside this one")
+    output: str = setting(
+        ".snapfusion/runs", "where bundle, report and pictures are placed, from the project root"
     )
 
 

@@ -14,10 +14,10 @@ from artifacts_schema.ranges import (
     CountOrZero,
     Decibel,
     Fraction,
-    GuidanceScale,
     NotNegative,
     Positive,
     Weight,
+    setting,
 )
 
 VariantName = Literal[
@@ -47,22 +47,32 @@ class TrainingConfig(Frozen):
         {"checkpoint_interval_s", "log_interval", "gradient_checkpointing", "ema_on_host"}
     )
 
-    iterations: CountOrZero = 100  # ours
-    batch_size: Count = 32  # ours; P: 2,048
-    accumulation: Count = 1  # micro-batches per optimizer step
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4  # ours
-    warmup_iterations: CountOrZero = 10  # ours
-    schedule: Literal["constant", "cosine"] = "cosine"  # ours
-    cosine_iterations: Count | None = (
-        None  # the last ones, which the cosine takes; None: all after the warm-up
+    iterations: CountOrZero = setting(100, "optimizer steps; 0 hands the start on untrained")
+    batch_size: Count = setting(
+        32, "pictures of a micro-batch", unit="pictures", origin="ours; P: 2,048 in all"
     )
-    final_learning_rate_fraction: Fraction = 0.05  # where the cosine ends, ours
-    weight_decay: NotNegative = 0.01  # P section 5
-    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999  # AdamW's own default
-    gradient_clip: Positive = 1.0  # BK-SDM, diffusers
-    ema_decay: Fraction = 0.999  # upper bound of min(decay, (1+n)/(10+n)), ours
-    held_out_checks: Annotated[int, Field(ge=1, le=1000)] = 2  # after the start's, the last at the end
-    precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
+    accumulation: Count = setting(1, "micro-batches of an optimizer step")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = setting(1e-4, "highest rate of AdamW")
+    warmup_iterations: CountOrZero = setting(10, "over which the rate rises from 0")
+    schedule: Literal["constant", "cosine"] = setting("cosine", "how the rate goes on after the warm-up")
+    cosine_iterations: Count | None = setting(
+        None, "the last ones, which the cosine takes; unset: all after the warm-up"
+    )
+    final_learning_rate_fraction: Fraction = setting(
+        0.05, "where the cosine ends, as a share of learning_rate"
+    )
+    weight_decay: NotNegative = setting(0.01, "of AdamW", origin="P section 5")
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = setting(
+        0.999, "decay of AdamW's second moment", origin="AdamW's own"
+    )
+    gradient_clip: Positive = setting(1.0, "largest norm of the gradient", origin="BK-SDM, diffusers")
+    ema_decay: Fraction = setting(0.999, "upper bound of the moving average's decay, min(this, (1+n)/(10+n))")
+    held_out_checks: Annotated[int, Field(ge=1, le=1000)] = setting(
+        2, "after the start's own, the last at the end; the best state is handed on"
+    )
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the forward pass, by autocast; weights and optimizer are fp32"
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="Keep only the inputs of every block for the backward pass and compute the rest again: less memory, about "
@@ -73,8 +83,8 @@ class TrainingConfig(Frozen):
         description="Keep the moving average in the computer's own memory: 4 bytes a parameter less on the GPU, for a copy of "
         "the weights every step. Changes nothing on a CPU. Origin: ours.",
     )
-    checkpoint_interval_s: Positive = 60.0
-    log_interval: Count = 10
+    checkpoint_interval_s: Positive = setting(60.0, "time between checkpoints", unit="s")
+    log_interval: Count = setting(10, "iterations between two lines of the log")
 
 
 class LatencyProfileConfig(Frozen):
@@ -82,12 +92,20 @@ class LatencyProfileConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"table"})  # a place; what lies there counts
 
-    backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = "torch-cpu"
-    table: str | None = None  # measured elsewhere, of that backend: a table, or a device's latency.json
-    batch_size: Count = 2  # a guided step evaluates both branches at once
-    repeats: Count = 30
-    warmup: Count = 5
-    max_unexplained: Positive = 0.25  # |sum of parts - whole| / whole that is tolerated
+    backend: Literal["torch-cpu", "torch-cuda", "macs", "ort-cpu", "device"] = setting(
+        "torch-cpu",
+        "what times the blocks; macs counts instead; ort-cpu and device are imported",
+        origin="ours; P: iPhone 14 Pro",
+    )
+    table: str | None = setting(
+        None, "measured elsewhere, of that backend: a table, or a device's latency.json"
+    )
+    batch_size: Count = setting(
+        2, "latents at once: a guided step evaluates both branches", origin="P Table 5"
+    )
+    repeats: Count = setting(30, "timed calls of every block")
+    warmup: Count = setting(5, "calls before them that do not count")
+    max_unexplained: Positive = setting(0.25, "|sum of parts - whole| / whole that is tolerated")
 
     @model_validator(mode="after")
     def _check(self) -> "LatencyProfileConfig":
@@ -102,18 +120,24 @@ class VelocityFinetuningConfig(Frozen):
     """`velocity_finetuning`."""
 
     training: TrainingConfig = TrainingConfig()
-    base_velocity_weight: Weight = 0.1  # ours, docs/method.md
-    base_velocity_min_alpha: Fraction = 0.3  # below, the base's eps error would become the target
-    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch, as in SD's own training
+    base_velocity_weight: Weight = setting(
+        0.1, "of the distance to the base's own v in the loss, docs/method.md"
+    )
+    base_velocity_min_alpha: Fraction = setting(
+        0.3, "below, that term is off: the base's eps error would become the target"
+    )
+    caption_dropout: Fraction = setting(
+        0.1, "share of empty captions: keeps the unconditional branch", origin="ours, as in SD's training"
+    )
 
 
 class RobustTrainingConfig(Frozen):
     """`robust_training` (P eq. 5)."""
 
     training: TrainingConfig = TrainingConfig()
-    drop_probability: Fraction = 0.1  # ours: same for all units
-    ramp_fraction: Fraction = 0.5  # share of the training over which the probability rises from 0
-    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch
+    drop_probability: Fraction = setting(0.1, "of every unit, in every iteration after the ramp")
+    ramp_fraction: Fraction = setting(0.5, "share of the training over which the probability rises from 0")
+    caption_dropout: Fraction = setting(0.1, "share of empty captions: keeps the unconditional branch")
 
 
 class ArchitectureEvolutionConfig(Frozen):
@@ -128,23 +152,36 @@ class ArchitectureEvolutionConfig(Frozen):
         "`caption_dropout` count. Origin: ours.",
     )
     training: TrainingConfig = TrainingConfig()  # iterations in all, shared out over the rounds
-    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of the base UNet's latency, ours
-    decide_by: Literal["table", "macs"] = (
-        "table"  # latency_profile's table, or counted MACs: the same on every machine
+    latency_budget: Annotated[float, Field(gt=0.0, le=1.0)] = setting(
+        0.5, "of the evolved UNet, as a share of the base UNet's latency"
     )
-    rounds: Count = 3
-    actions_per_round: Count = 6  # P: several per evolve step; 0.5 takes 11 of the embedded base
-    captions_per_batch: Annotated[int, Field(ge=2, le=10**9)] = 8  # every change is probed with one batch ...
-    most_captions: Annotated[int, Field(ge=2, le=10**9)] = (
-        32  # ... and with more, up to this, while a choice hangs on it; P: 2,000
+    decide_by: Literal["table", "macs"] = setting(
+        "table", "latency_profile's table, or counted MACs: the same on every machine"
     )
-    confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = (
-        2.0  # standard errors of a bound, ours
+    rounds: Count = setting(3, "of scoring, removing and training")
+    actions_per_round: Count = setting(
+        6, "at most; 0.5 takes 11 of the embedded base", origin="ours; P: several"
     )
-    probe_steps: Count = 8  # P: 50
-    probe_guidance_scale: Positive = 5.0  # P: 7.5
-    drop_probability: Fraction = 0.1  # between rounds; 0 in the last, after which nothing is removed any more
-    caption_dropout: Fraction = 0.1  # ours: keeps the unconditional branch
+    captions_per_batch: Annotated[int, Field(ge=2, le=10**9)] = setting(
+        8, "every change is probed with one batch ...", unit="captions"
+    )
+    most_captions: Annotated[int, Field(ge=2, le=10**9)] = setting(
+        32,
+        "... and with more, up to this, while a choice hangs on it",
+        unit="captions",
+        origin="ours; P: 2,000",
+    )
+    confidence: Annotated[float, Field(ge=0.0, le=6.0, allow_inf_nan=False)] = setting(
+        2.0, "of the bounds that decide", unit="standard errors"
+    )
+    probe_steps: Count = setting(8, "sampling steps of a probe's pictures", origin="ours; P: 50")
+    probe_guidance_scale: Positive = setting(
+        5.0, "guidance scale of a probe's pictures", origin="ours; P: 7.5"
+    )
+    drop_probability: Fraction = setting(
+        0.1, "in the training between rounds; 0 in the last, after which nothing is removed"
+    )
+    caption_dropout: Fraction = setting(0.1, "share of empty captions: keeps the unconditional branch")
 
     def meaning_of_stage(self) -> dict[str, Any]:
         """What the stage depends on: a search on all but `architecture`, one that is given on little else."""
@@ -162,59 +199,6 @@ class ArchitectureEvolutionConfig(Frozen):
         return value
 
 
-class StepDistillationConfig(Frozen):
-    """What teacher_16, student_16 and student_8 share. The stages keep their names whatever the step counts are."""
-
-    intermediate_steps: Count = 16  # P; the first teachers run on the grid of twice as many
-    final_steps: Count = 8  # P
-    cfg_probability: Fraction = 0.1  # P Fig. 7
-    cfg_range: tuple[GuidanceScale, GuidanceScale] = (2.0, 14.0)  # P section 4
-    gamma: Weight = 0.2  # P section 5.2
-    dynamic_gamma: bool = True  # P section 5.2: L_ori is first brought to the distillation loss's size
-    caption_dropout: Fraction = 0.1  # ours: in unguided iterations, keeps the unconditional branch
-    validation_captions: Annotated[int, Field(ge=1, le=10_000)] = 32  # of every held-out check, ours
-    validation_guidance_scale: GuidanceScale = 3.0  # ours
-
-    def meaning_for(self, *, cfg_aware: bool) -> dict[str, Any]:
-        """What a distillation depends on: without the guided loss nothing of its guidance."""
-        return self.meaning(without=() if cfg_aware else {"cfg_probability", "cfg_range"})
-
-    @model_validator(mode="after")
-    def _check(self) -> "StepDistillationConfig":
-        if self.intermediate_steps != 2 * self.final_steps:
-            raise ValueError(
-                f"intermediate_steps must be twice final_steps, found {self.intermediate_steps} and {self.final_steps}"
-            )
-        if self.cfg_range[0] > self.cfg_range[1]:
-            raise ValueError(f"cfg_range must be (low, high), found {self.cfg_range}")
-        return self
-
-
-class DistillationStageConfig(Frozen):
-    """`teacher_16`, `student_16` or `student_8`."""
-
-    training: TrainingConfig = TrainingConfig()
-
-
-class Student16Config(DistillationStageConfig):
-    """`student_16`. Its teacher is named by the stage that it comes from: the evolved UNet itself, or the full one."""
-
-    teacher: Literal["architecture_evolution", "velocity_finetuning"] = (
-        "architecture_evolution"  # P section 4
-    )
-
-
-class DecoderDistillationConfig(Frozen):
-    """`decoder_distillation`."""
-
-    training: TrainingConfig = TrainingConfig()
-    pool_size: Annotated[int, Field(ge=2, le=10**8)] = 128  # latents generated by the base
-    ddim_steps: Annotated[int, Field(ge=1, le=1000)] = 50  # P B.2
-    guidance_scale: GuidanceScale = 3.0  # ours: paper gives none
-    width_fraction: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 0.5  # P section 3.2
-    start: Literal["sliced", "fresh"] = "sliced"  # ours: the full decoder's strongest channels; P gives none
-
-
 class EvaluationConfig(Frozen):
     """`guidance_selection`, `evaluation` and `real_pictures`.
 
@@ -225,34 +209,52 @@ class EvaluationConfig(Frozen):
         {"signal_clip", "measure_clip", "inception", "protocols", "variants", "base_steps", "grid_pictures"}
     )
 
-    signal_clip: str = "assets/evaluators/openclip_signal"  # trained with; evolution and guidance choice
-    measure_clip: str = "assets/evaluators/openclip_measure"  # only measures
-    features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
-    inception: str | None = None  # the file of features = "inception", NVIDIA's inception-2015-12-05.pt
-    protocols: Annotated[str, Field(min_length=1)] = (
-        "splits"  # the data's own splits, without a licence; "frozen": docs/protocols; else a folder of your own
+    signal_clip: str = setting(
+        "assets/evaluators/openclip_signal",
+        "OpenCLIP folder that guides evolution and the choice of guidance",
     )
-    variants: tuple[VariantName, ...] = (
-        "base_50",
-        "base_8",
-        "base_8_dpm",
-        "teacher_16",
-        "student_16",
-        "student_8",
-        "student_8_small_decoder",
-        "student_8_compressed",
+    measure_clip: str = setting(
+        "assets/evaluators/openclip_measure", "OpenCLIP folder that only measures", origin="ours; P: ViT-g/14"
     )
-    guidance_scales: tuple[Positive, ...] = Field(
-        (3.0,), min_length=1
-    )  # one is chosen per variant, on validation
-    validation_pictures: Count = 64  # per variant and guidance scale, where there is a choice
-    pictures: Count = 64  # per variant
-    base_steps: Count = 50  # P
-    split: Literal["validation", "test"] = "test"
-    apart_pictures: CountOrZero = (
-        0  # of `seen` and of `novel` captions each, with frozen protocols; never a headline
+    features: Literal["efficientnet_lite0", "inception"] = setting(
+        "efficientnet_lite0",
+        "what the distances are taken between; inception gives the standard FID",
+        origin="ours; P: FID",
     )
-    grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = 16
+    inception: str | None = setting(
+        None, 'the file of features = "inception", NVIDIA\'s inception-2015-12-05.pt'
+    )
+    protocols: Annotated[str, Field(min_length=1)] = setting(
+        "splits", "splits: the data's own, without a licence; frozen: docs/protocols; or a folder"
+    )
+    variants: tuple[VariantName, ...] = setting(
+        (
+            "base_50",
+            "base_8",
+            "base_8_dpm",
+            "teacher_16",
+            "student_16",
+            "student_8",
+            "student_8_small_decoder",
+            "student_8_compressed",
+        ),
+        "what is drawn and measured",
+    )
+    guidance_scales: tuple[Positive, ...] = setting(
+        (3.0,), "one is chosen for each variant, on validation", min_length=1
+    )
+    validation_pictures: Count = setting(
+        64, "of each variant and guidance scale, where there is a choice", unit="pictures"
+    )
+    pictures: Count = setting(64, "of each variant", unit="pictures", origin="ours; P: 30,000")
+    base_steps: Count = setting(50, "of the base as the reference", origin="P")
+    split: Literal["validation", "test"] = setting("test", "of the data: which captions are drawn")
+    apart_pictures: CountOrZero = setting(
+        0, "of seen and of novel captions each, with frozen protocols; never a headline", unit="pictures"
+    )
+    grid_pictures: Annotated[int, Field(ge=1, le=KEPT_PICTURES)] = setting(
+        16, "shown in the report", unit="pictures"
+    )
 
     @model_validator(mode="after")
     def _inception_has_a_file(self) -> Self:
@@ -274,15 +276,19 @@ class ProgramCheckConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"pictures", "min_image_psnr_db"})  # of the bundle
 
-    captions: Count = 4  # of the validation split, with their latents, ours
-    timesteps: tuple[CountOrZero, ...] = Field(
-        (999, 499, 124), min_length=1
-    )  # ours: first, middle and last of the 8-step grid
-    min_exact_db: Decibel = 65.0  # ours: measured 75 to 110 dB, a fault of the conversion gives less than 50
-    min_rounded_db: Decibel = 50.0  # ours; Apple's own converter asks for 35 dB
-    max_loss_db: Decibel = 3.0  # ours: against torch with float16 weights and results
-    pictures: Count = 4  # drawn with the whole bundle
-    min_image_psnr_db: Decibel = 30.0  # ours: of the worst picture against torch's
+    captions: Count = setting(4, "of the validation split, with their latents", unit="captions")
+    timesteps: tuple[CountOrZero, ...] = setting(
+        (999, 499, 124), "at which the UNet is tried: first, middle and last of the 8-step grid", min_length=1
+    )
+    min_exact_db: Decibel = setting(
+        65.0, "in float32; measured 75 to 110, a fault of the conversion gives less than 50", unit="dB"
+    )
+    min_rounded_db: Decibel = setting(
+        50.0, "with float16 results; Apple's own converter asks for 35", unit="dB"
+    )
+    max_loss_db: Decibel = setting(3.0, "against torch with float16 weights and results", unit="dB")
+    pictures: Count = setting(4, "drawn with the whole bundle", unit="pictures")
+    min_image_psnr_db: Decibel = setting(30.0, "of the worst picture against torch's", unit="dB")
 
 
 class CoremlExportConfig(Frozen):
@@ -290,14 +296,20 @@ class CoremlExportConfig(Frozen):
 
     volatile: ClassVar[frozenset[str]] = frozenset({"components", "guidance_scale"})
 
-    minimum_deployment_target: Literal["iOS17", "iOS18"] = "iOS17"
-    attention: Literal["original", "split_einsum"] = "original"
-    batch_size: Literal[1, 2] = 2  # 2: guided in one call
-    chunked_unet: bool = False  # in two packages: what the Neural Engine loads of large models is limited
+    minimum_deployment_target: Literal["iOS17", "iOS18"] = setting(
+        "iOS17", "oldest system that runs the packages"
+    )
+    attention: Literal["original", "split_einsum"] = setting(
+        "original", "original: for the GPU; split_einsum: for the Neural Engine"
+    )
+    batch_size: Literal[1, 2] = setting(2, "of the UNet; 2: guided in one call")
+    chunked_unet: bool = setting(
+        False, "in two packages: what the Neural Engine loads of large models is limited"
+    )
     components: tuple[
         Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"], ...
-    ] = ("text_encoder", "unet", "vae_decoder")
-    guidance_scale: Positive = 3.0  # written into the manifest as the recommended one
+    ] = setting(("text_encoder", "unet", "vae_decoder"), "what is exported")
+    guidance_scale: Positive = setting(3.0, "written into the manifest as the recommended one")
     program_check: ProgramCheckConfig = ProgramCheckConfig()
 
     def meaning_for(self, component: str) -> dict[str, Any]:
@@ -311,14 +323,21 @@ class CoremlExportConfig(Frozen):
 class CoremlCompressionConfig(Frozen):
     """`coreml_compression`. The pictures are those of `coreml_export.program_check.pictures` captions."""
 
-    schemes: tuple[Literal["palette_8", "palette_6", "palette_4", "linear_8", "mixed"], ...] = (
-        "palette_8",
-        "palette_6",
-        "palette_4",
-    )  # ours: of each component; none: nothing is compressed. "mixed" needs "palette_6" before it
-    min_image_psnr_db: Decibel = 30.0  # ours: of the worst picture against torch's, as for the export
-    max_clip_drop: Annotated[float, Field(ge=0.0, le=2.0)] = 0.01  # ours: mean cosine of the signal evaluator
-    smallest_weight: Count = 2048  # numbers; smaller weights stay as they are
+    schemes: tuple[Literal["palette_8", "palette_6", "palette_4", "linear_8", "mixed"], ...] = setting(
+        (
+            "palette_8",
+            "palette_6",
+            "palette_4",
+        ),
+        'tried on each component; none: no compression; "mixed" needs "palette_6" before it',
+    )
+    min_image_psnr_db: Decibel = setting(
+        30.0, "of the worst picture against torch's, as for the export", unit="dB"
+    )
+    max_clip_drop: Annotated[float, Field(ge=0.0, le=2.0)] = setting(
+        0.01, "mean cosine of the signal evaluator that may be lost"
+    )
+    smallest_weight: Count = setting(2048, "smaller weights stay as they are", unit="numbers")
 
     @model_validator(mode="after")
     def _mixed_has_a_measure(self) -> Self:

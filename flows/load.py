@@ -35,7 +35,7 @@ def load_pipeline(
         if "/" in str(run_or_folder):
             raise SnapFusionError(
                 f"expected a run id or a student's folder, found no folder {run_or_folder}; "
-                "`python -m flows.commands.fetch owner/name` gets one from a hub"
+                "`snapfusion fetch owner/name` gets one from a hub"
             )
         with student_folder(str(run_or_folder), store) as fetched:
             return open_pipeline(fetched)

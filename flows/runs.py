@@ -43,6 +43,8 @@ def _client() -> Any:
     import metaflow
 
     if metaflow.get_metadata().startswith("local@"):
+        # Else Metaflow raises ValueError where nothing ever ran, as on a machine that only looks at a store on S3.
+        (WORK_ROOT / ".metaflow").mkdir(parents=True, exist_ok=True)
         metaflow.metadata(f"local@{WORK_ROOT}")
     metaflow.namespace(None)
     return metaflow

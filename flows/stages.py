@@ -285,10 +285,8 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
-    print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
-    print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
-    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
+    print(f"trace    snapfusion trace{where} {shlex.quote(result.bundle)}")
+    print(f"outputs  snapfusion outputs{where} {folder.name}")
+    print(f"promote  snapfusion promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
-    print(
-        f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'
-    )
+    print(f'draw     snapfusion draw{where} --run {folder.name} "a caption" --output picture.png\n')

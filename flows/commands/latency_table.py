@@ -1,11 +1,13 @@
 """Writes the latency table of a finished run into a file that other runs can name, and that can be contributed.
 
-    python -m flows.commands.latency_table --run 1700000000000000 --output assets/latency_tables/sd15_phone.json
+    snapfusion latency-table --run 1700000000000000 --output assets/latency_tables/sd15_phone.json
 
 What tells of your machines and runs (host, run id) is left out. assets/latency_tables/README.md says what a table needs.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts_schema.base import Provenance
@@ -18,12 +20,17 @@ from steps.report.stored import find_report, record_of
 from steps.store import open_store
 
 
-def main() -> int:
-    """Parse, read, write."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.latency_table", __doc__)
     parser.add_argument("--run", help="run id; default: the newest run with a report")
     parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, read, write."""
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)

@@ -1,7 +1,7 @@
 """Rehearses a run: every stage at its real size for minutes, then says what the real one will take.
 
-    python -m flows.commands.rehearse --preset sd15_24gb
-    python -m flows.commands.rehearse --config my.toml
+    snapfusion rehearse --preset sd15_24gb
+    snapfusion rehearse --config my.toml
 
 A thousand pictures, ten iterations of every training; the same base, batches and precision. It runs the flow under a name,
 a label, a store and an output folder of its own, all ending in "-rehearsal", which can be removed afterwards.
@@ -30,7 +30,7 @@ _PRESETS = CODE_ROOT / "configs"
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.commands.rehearse",
+        prog="snapfusion rehearse",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -153,7 +153,7 @@ class Bundle:
 def draw_png(
     folder: Path, prompt: str, *, negative_prompt: str = "", seed: int = 0, rounded: bool = True
 ) -> bytes:
-    """One picture as PNG bytes, from the noise that `python -m flows.commands.draw` draws with.
+    """One picture as PNG bytes, from the noise that `snapfusion draw` draws with.
 
     Raises ExportError for an empty prompt, and as `Bundle.open` and `Bundle.draw` do.
     """

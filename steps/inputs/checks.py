@@ -18,13 +18,13 @@ from steps.inputs.folders import MICRO, base_folder
 from steps.unet.architecture import named_spec, validate
 
 _PROBE_BYTES = 16 << 20
-_SPARE_BYTES = 1 << 30
+SPARE_BYTES = 1 << 30
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 # Optimizer moments, weights and moving average are each as large as the float32 weights.
 _CHECKPOINT_COPIES = 5
 _CHECKPOINTS = 3  # of the training at hand: two are kept while the next is written
 # Checkpoints of every training stage, their results, pictures and packages.
-_STORE_COPIES = 60
+STORE_COPIES = 60
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _check_room(config: SnapFusionConfig, weights: int, local: Path) -> None:
     """
     local.mkdir(parents=True, exist_ok=True)
     checkpoint = _CHECKPOINT_COPIES * weights
-    needed = max(_STORE_COPIES * weights - used_bytes(local), _CHECKPOINTS * checkpoint) + _SPARE_BYTES
+    needed = max(STORE_COPIES * weights - used_bytes(local), _CHECKPOINTS * checkpoint) + SPARE_BYTES
     check_disk(local, needed, "this run's store (store.root, with S3 store.local)")
     seconds = checkpoint / _write_speed(local)
     if seconds > config.compute.sigterm_grace_s:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.stage_configs import DecoderDistillationConfig
+from artifacts_schema.distillation_configs import DecoderDistillationConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import LatentData
 from steps.inputs.context import StageContext

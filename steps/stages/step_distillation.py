@@ -14,8 +14,8 @@ import logging
 from torch import Tensor, nn
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents

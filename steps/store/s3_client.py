@@ -227,7 +227,7 @@ def _is_passing(error: BaseException, cause: BaseException | None) -> bool:
 
 _NO_ANSWER = "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3"
 _POLICY = (
-    "`python -m infra.s3` prints what a run needs (with store.kms_key: --kms-key); a bucket may also demand a certain "
+    "`snapfusion s3` prints what a run needs (with store.kms_key: --kms-key); a bucket may also demand a certain "
     "store.encryption"
 )
 _ADVICE = {

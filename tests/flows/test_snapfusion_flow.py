@@ -47,7 +47,7 @@ def test_run_leaves_bundle_report_and_pictures(finished: Launches) -> None:
     assert len(list(bundle.glob("*.mlpackage"))) == 3
     pictures = {path.name for path in (folder / "pictures").glob("*.png")}
     assert len(pictures) == 6 and "torch_above_bundle_below.png" in pictures
-    for expected in (str(bundle), str(folder / "report.json"), "card view", "python -m flows.commands.draw"):
+    for expected in (str(bundle), str(folder / "report.json"), "card view", "snapfusion draw"):
         assert expected in output
 
 

@@ -74,7 +74,7 @@ def test_what_the_store_holds_already_needs_no_room_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = parse_config({})
-    free = 4 * run_checks._STORE_COPIES * facts_of(ROOT / "assets/base").unet_parameters // 2 + (1 << 30)
+    free = 4 * run_checks.STORE_COPIES * facts_of(ROOT / "assets/base").unet_parameters // 2 + (1 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, free))
     with pytest.raises(DiskFullError):
         check_run(large, ROOT, tmp_path)

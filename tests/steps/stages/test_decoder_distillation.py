@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts_schema.stage_configs import DecoderDistillationConfig, TrainingConfig
+from artifacts_schema.distillation_configs import DecoderDistillationConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs import latent_pool
 from steps.inputs.latent_pool import PoolSettings, build_pool

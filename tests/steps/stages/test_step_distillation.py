@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from artifacts_schema.config import parse_config
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
 from steps.stages import step_distillation
