@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts_schema.base import Interval, content_hash
-from artifacts_schema.config import ComputeConfig
 from artifacts_schema.licences import INSTRUMENTS, Instrument, LicenceRecord
 from artifacts_schema.protocol import ProtocolRecord
+from artifacts_schema.run_configs import ComputeConfig
 from benchmarks.published import ROOT, Metric, publish, result
 from benchmarks.setting import begin
 from steps.diffusion.sampler import decode_latents, sample_latents

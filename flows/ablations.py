@@ -6,8 +6,9 @@ from typing import Any
 from metaflow import current
 
 from artifacts_schema.ablation import AblationConfig, AblationRecord, Overlay
-from artifacts_schema.config import ComputeConfig, InvalidConfig, StoreConfig
+from artifacts_schema.config import InvalidConfig
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import ComputeConfig, StoreConfig
 from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.live_card import CardProgress
 from flows.logs import configure_logging

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.run_configs import ComputeConfig
 from flows.environment import PROJECT_ROOT, threads_per_task, usable_cores
 from flows.health import memory_bytes
 from flows.presets import presets, read_source

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.plan import InputName, RunPlan
-from artifacts_schema.stage_configs import KEPT_PICTURES
+from artifacts_schema.result_configs import KEPT_PICTURES
 from flows.remote import on_other_machine, resources_of
 from steps.files.errors import ConfigError
 from steps.stages.table import STAGES

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import psutil
 from packaging.requirements import Requirement
 
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.run_configs import StoreConfig
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from steps.cache.provenance import DISTRIBUTION
 from steps.files.errors import SnapFusionError

@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import StoreConfig
 from flows.environment import WORK_ROOT
 from steps.comparison.references import resolve_runs
 from steps.files.errors import SnapFusionError

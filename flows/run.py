@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord
-from artifacts_schema.config import InvalidConfig, ReportConfig, StoreConfig, parse_config
+from artifacts_schema.config import InvalidConfig, parse_config
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import ReportConfig, StoreConfig
 from flows.environment import WORK_ROOT
 from flows.presets import differences, presets, read_source
 from flows.runs import named_reports

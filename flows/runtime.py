@@ -18,9 +18,10 @@ from typing import Any
 from metaflow import current
 
 from artifacts_schema.base import Provenance, Record, content_hash, meaning
-from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
+from artifacts_schema.run_configs import ComputeConfig
 from flows.cards import render
 from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, threads_per_task, usable_cores
 from flows.live_card import CardProgress

@@ -16,10 +16,11 @@ from typing import Any
 from artifacts_schema.base import Record
 from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.compression import CompressionRecord, compressed_reports
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands.store_options import store_options
 from flows.compared import beside_others, page_with, runs_to_compare
 from flows.disk_needs import tell_disks

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts_schema.config import ReportConfig
+from artifacts_schema.run_configs import ReportConfig
 from flows.commands.prepared import as_called, exit_code
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands.prepared import exit_code
 from flows.commands.store_options import store_config, store_options, store_parser
 from flows.run import Run, store_at

@@ -5,7 +5,8 @@ import logging
 import shlex
 import sys
 
-from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
+from artifacts_schema.config import InvalidConfig, parse_config
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands.parser import command_of, command_parser
 
 

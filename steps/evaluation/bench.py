@@ -13,7 +13,7 @@ from artifacts_schema.data import SplitName
 from artifacts_schema.evaluation import GuidancePoint, RealSplit
 from artifacts_schema.plan import InputName
 from artifacts_schema.protocol import Part
-from artifacts_schema.stage_configs import KEPT_PICTURES
+from artifacts_schema.result_configs import KEPT_PICTURES
 from steps.data.groups import picture_group
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents

@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from artifacts_schema.base import Frozen
-from artifacts_schema.config import DataConfig
 from artifacts_schema.protocol import ProtocolPicture
 from artifacts_schema.ranges import Count
+from artifacts_schema.run_configs import DataConfig
 from steps.data.groups import picture_group
 from steps.data.openmoji import Captioned, draw, list_openmoji
 from steps.data.source import well_mixed

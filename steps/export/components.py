@@ -11,7 +11,7 @@ from torch import nn
 
 from artifacts_schema.bundle import Component, Prediction
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.attention import SplitEinsumProcessor

@@ -15,7 +15,8 @@ from typing import Any
 from braceexpand import braceexpand
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.run_configs import StoreConfig
 from steps.files.disk import check_disk
 from steps.files.errors import ConfigError, DataError
 from steps.store.base import PARTIAL

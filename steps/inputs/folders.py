@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import DataConfig, SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
 from artifacts_schema.plan import InputName, RunPlan
+from artifacts_schema.run_configs import DataConfig
 from steps.data.shards import expand_shards
 from steps.files.disk import file_sha256
 from steps.files.errors import BaseModelError, ConfigError, DataError

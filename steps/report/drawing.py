@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from artifacts_schema.config import ComputeConfig, parse_config
+from artifacts_schema.config import parse_config
 from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.ranges import Device
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule

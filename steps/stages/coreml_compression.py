@@ -16,7 +16,7 @@ from artifacts_schema.bundle import REQUIRED_COMPONENTS, Component, DrawingScore
 from artifacts_schema.compression import Combination, CompressedVariant, CompressionRecord
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlCompressionConfig, CoremlExportConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig, CoremlExportConfig
 from steps.export.bundle_pictures import drawing_noise, torch_images
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress, weights

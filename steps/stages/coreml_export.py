@@ -13,7 +13,7 @@ from artifacts_schema.bundle import Component, ComponentReport, ExportCost, Pari
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.parts import made_by
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.export.chunks import split_package
 from steps.export.components import COMPONENTS, Exportable, Source, exportable

@@ -15,7 +15,7 @@ from artifacts_schema.base import Measurement
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.protocol import Part
-from artifacts_schema.stage_configs import EvaluationConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from steps.evaluation.bench import Bench
 from steps.evaluation.variants import Variant, variant_of
 from steps.inputs.context import StageContext

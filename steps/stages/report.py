@@ -1,7 +1,7 @@
 """`report`: comparisons, labels, headline numbers, and the files a person opens."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from steps.report.content import Block
 from steps.report.outputs import fetch_outputs
 from steps.report.page import RunRecords, build_page
 from steps.report.parts import ships_words
+from steps.report.published import published_name
 from steps.report.student import student_files
 from steps.store import Store
 
@@ -47,18 +48,6 @@ _COMPARISONS = (
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
-# The names under which they are published; those of what ships for a run with student_8, and for any other.
-_NAMES = {
-    ("base_50", COMPRESSED): "compressed_vs_base50",
-    ("base_50", "student_4_small_decoder"): "student4_vs_base50",
-    ("base_4_dpm", "student_4_small_decoder"): "student4_vs_dpm4",
-    ("base_50", "student_2_small_decoder"): "student2_vs_base50",
-    ("base_2_dpm", "student_2_small_decoder"): "student2_vs_dpm2",
-}
-_OF_WHAT_SHIPS = {
-    "base_50": ("student8_vs_base50", "shipped_vs_base50"),
-    "base_8_dpm": ("student8_vs_dpm8", ""),
-}
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
@@ -208,7 +197,7 @@ def quality(records: RunRecords) -> dict[str, Interval]:
     """What the run says about quality, with 95 % intervals; for those variants that were evaluated."""
     found: dict[str, Interval] = {}
     for item in records.comparisons:
-        if name := _published(item, records.skip):
+        if name := published_name(item, records.skip):
             found[f"{name}.clip_difference"] = item.clip_difference
             found[f"{name}.distance_difference"] = item.distance_difference
             if item.distance_ratio is not None:
@@ -218,13 +207,6 @@ def quality(records: RunRecords) -> dict[str, Interval]:
         found["base.retrieval_top1"] = base.point.retrieval_top1
         found["real.retrieval_top1"] = base.real.point.retrieval_top1
     return found
-
-
-def _published(item: VariantComparison, skip: Collection[str]) -> str:
-    """The name of a comparison's ratios; empty where they have none."""
-    if item.other == ships(skip):
-        return _OF_WHAT_SHIPS.get(item.reference, ("", ""))["student_8" in skip]
-    return _NAMES.get((item.reference, item.other), "")
 
 
 def _core_ml(records: RunRecords) -> dict[str, float]:

@@ -13,7 +13,7 @@ from artifacts_schema.base import Provenance
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef
-from artifacts_schema.stage_configs import EvaluationConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from flows import runtime, stages
 from steps.cache.keys import CacheResult, StageKey
 from steps.evaluation.variants import COMPRESSED

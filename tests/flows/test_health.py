@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.run_configs import StoreConfig
 from flows import costs, health
 from flows.commands import doctor
 from flows.health import Finding

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts_schema.config import StoreConfig, load_config_file
+from artifacts_schema.config import load_config_file
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands import runs, show
 from flows.presets import FOLDER
 from flows.run import Run, all_runs, store_at

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from artifacts_schema.config import SnapFusionConfig, StoreConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Server
 from steps.files.errors import ConfigError, DataError
 from steps.inputs import fetched

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.distillation_configs import StepDistillationConfig
-from artifacts_schema.stage_configs import EvaluationConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from steps.evaluation import bench as bench_module
 from steps.stages import evaluation, guidance_selection, real_pictures
 from tests.factories import stage_context, two_level_base

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from artifacts_schema.stage_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
-    EvaluationConfig,
     RobustTrainingConfig,
     StepDistillationConfig,
     TrainingConfig,
