@@ -6,7 +6,6 @@ from artifacts_schema.evaluation import VariantComparison
 from artifacts_schema.parts import ships
 from steps.evaluation.variants import COMPRESSED
 
-# Those of what ships: for a run with student_8, and for any other.
 _NAMES = {
     ("base_50", COMPRESSED): "compressed_vs_base50",
     ("base_50", "student_4_small_decoder"): "student4_vs_base50",
@@ -14,6 +13,7 @@ _NAMES = {
     ("base_50", "student_2_small_decoder"): "student2_vs_base50",
     ("base_2_dpm", "student_2_small_decoder"): "student2_vs_dpm2",
 }
+# By reference: for a run with student_8, and for any other.
 _OF_WHAT_SHIPS = {
     "base_50": ("student8_vs_base50", "shipped_vs_base50"),
     "base_8_dpm": ("student8_vs_dpm8", ""),
