@@ -38,7 +38,8 @@ def disk_needs(config: SnapFusionConfig, plan: RunPlan) -> dict[str, int]:
     for name, stage in STAGES.items():
         if getattr(config, name, "a stage without section") is None:
             continue  # a student that this configuration does not ask for
-        weights = sum(place.endswith(".weights") for place in stage.after.values())
+        places = stage.places(config, "") if name in _TRAININGS else stage.after
+        weights = sum(place.endswith(".weights") for place in places.values())
         need = sum(_bytes_of(plan, item) for item in stage.reads) + weights * unet + _SPARE
         need += _own(name, config, plan, unet, decoder)
         step = _STEP.get(name, name)

@@ -51,11 +51,11 @@ def _put(payload: dict[str, Any], text: str) -> None:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML of a whole configuration as JSON (`model_dump(mode="json")`), a section after the other; None is left out."""
+    """TOML of a whole configuration as JSON (`model_dump(mode="json")`), section by section; what is empty is left out."""
     sections: dict[str, list[str]] = {}
     for key, value in flat(values):
         section, _, name = key.rpartition(".")
-        if value is not None:
+        if value is not None and value != {}:
             # JSON's strings, numbers and lists are TOML's, too.
             sections.setdefault(section, []).append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n\n".join("\n".join([f"[{name}]", *lines]) for name, lines in sections.items()) + "\n"

@@ -1,5 +1,6 @@
 """The card of a student's folder, README.md, written from a run's report: Markdown, and none of it foreign."""
 
+import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from steps.report.page import RunRecords
 
 SHIPS = "student_8_small_decoder"
 _SHOWN = ("base_50", SHIPS)
-_MARKUP = re.compile(r"""([\\`*_{}\[\]<>()|#!~&@$]|:(?=//)|(?<=www)\.)""")
+_MARKUP = re.compile(r"""([\\`*_{}\[\]()|#!~@$]|:(?=//)|(?<=www)\.)""")
 _MEANING = {
     "clip_difference": "CLIP score, student - reference; higher is better",
     "distance_difference": "kernel distance to real pictures, student - reference; lower is better",
@@ -22,7 +23,7 @@ _MEANING = {
 
 def plain(text: str) -> str:
     """Foreign text on one line as Markdown shows it letter for letter; never at the beginning of a line."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return html.escape(_MARKUP.sub(r"\\\1", " ".join(text.split())), quote=False)
 
 
 def card_pictures(report: RunReport) -> dict[str, ObjectRef]:
@@ -93,10 +94,10 @@ that the student was distilled on: another scheduler draws something else."""
 
 
 def _pictures(records: RunRecords, report: RunReport) -> Iterator[str]:
-    found = [name for name in _SHOWN if name in report.grids]
+    by_name = {record.variant: record for record in records.evaluations}
+    found = [name for name in _SHOWN if name in report.grids and name in by_name]
     if not found:
         return
-    by_name = {record.variant: record for record in records.evaluations}
     shown = "\n\n".join(
         f"{by_name[name].title}, guidance {by_name[name].point.guidance_scale:g}:\n\n"
         f"![{name}](pictures/{name}.png)"

@@ -58,7 +58,8 @@ def keys(section: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tupl
     """Every key of a configuration that is no section."""
     for name, field in section.model_fields.items():
         # A section that may be left out is one, too.
-        inner = next((kind for kind in get_args(field.annotation) if _is_section(kind)), field.annotation)
+        kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+        inner = kinds[0] if len(kinds) == 1 and _is_section(kinds[0]) else field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, (*place, name))
         elif get_origin(inner) is dict and place == ():  # tables by name

@@ -23,13 +23,14 @@ VARIANTS = SnapFusionConfig().evaluation.variants
 PARTS = {
     # skip: made_by student_8, steps, what ships, what is not evaluated
     (): ("student_8", 8, "student_8_small_decoder", set()),
-    ("decoder_distillation",): ("student_8", 8, "student_8", {"student_8_small_decoder"}),
+    ("decoder_distillation",): ("student_8", 8, "student_8", {"student_8_small_decoder", "student_8_compressed"}),
     (*PRUNING, "student_16"): ("student_8", 8, "student_8_small_decoder", {"student_16"}),
     STEPS: ("architecture_evolution", 50, "student_8_small_decoder", {"teacher_16", "student_16"}),
     ("teacher_16", "student_8"): ("student_16", 16, "student_8_small_decoder", {"teacher_16"}),
-    UNET: ("", 50, "student_8_small_decoder", {"teacher_16", "student_16", "student_8"}),
+    UNET: ("", 50, "student_8_small_decoder", {"teacher_16", "student_16", "student_8", "student_8_compressed"}),
     (*UNET, "decoder_distillation"): (
-        "", 50, "base_50", {"teacher_16", "student_16", "student_8", "student_8_small_decoder"},
+        "", 50, "base_50",
+        {"teacher_16", "student_16", "student_8", "student_8_small_decoder", "student_8_compressed"},
     ),
 }  # fmt: skip
 

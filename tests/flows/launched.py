@@ -53,10 +53,10 @@ def report(home: Path) -> dict[str, Any]:
 
 def printed_command(name: str, output: str, home: Path, folder: Path, **environment: str) -> str:
     """What the command says that a run printed at its end after `name`; called from `folder`."""
-    printed = re.search(rf"{name} +python (-m flows\.commands\.{name} .+)", output)
+    printed = re.search(rf"{name} +(snapfusion {name} .+)", output)
     assert printed is not None
     result = subprocess.run(
-        [sys.executable, *shlex.split(printed[1])],
+        [sys.executable, "-m", *shlex.split(printed[1])],
         env=os.environ | environment | {"SNAPFUSION_HOME": str(home), "PYTHONPATH": str(ROOT)},
         cwd=folder,
         capture_output=True,
@@ -71,7 +71,7 @@ def printed_command(name: str, output: str, home: Path, folder: Path, **environm
 def trained_in_one_process(folder: Path) -> dict[str, str]:
     """Identities of the trainings of the smoke preset without Metaflow, S3, cards or a failure, by stage."""
     config = parse_config(tomllib.loads(SMOKE.read_text()) | {"store": {"root": str(folder / "store")}})
-    card = SimpleNamespace(append=lambda _: None, refresh=lambda: None)
+    card = SimpleNamespace(append=lambda *_, **__: None, refresh=lambda *_, **__: None)
     task = SimpleNamespace(flow_name="none", run_id="1", origin_run_id=None, card={"progress": card})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "current", task)

@@ -16,6 +16,8 @@ from steps.stages.table import STAGES
 from steps.store import open_store
 from tests.flows.keys import COMPONENTS, VARIANTS, Keys
 
+_REPORT = Path(__file__).parent.parent / "fixtures/records/report_v1.json"
+
 EVALUATIONS = {f"evaluation {variant}" for variant in VARIANTS}
 GUIDANCE = {f"guidance_selection {variant}" for variant in VARIANTS}
 EXPORTS = {f"coreml_export {component}" for component in COMPONENTS}
@@ -124,7 +126,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "coreml_export.components": {"coreml_export.components": ["unet", "vae_decoder", "text_encoder", "vae_encoder"]},
     "coreml_export.program_check.timesteps": {"coreml_export.program_check.timesteps": [900]},
     "coreml_compression.schemes": {"coreml_compression.schemes": ["palette_6", "mixed"]},
-    "report.compare_to": {"report.compare_to": ["7"]},
+    "report.compare_to": {"report.compare_to": ["1"]},
     "report.output": {"report.output": "elsewhere"},
     "promotion.enabled": {"promotion.enabled": True, "evaluation.split": "validation"},
     "schedule.cron": {"schedule.cron": "0 3 * * 1"},
@@ -185,7 +187,7 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     program = {"evaluation.features": "inception", "evaluation.inception": str(tmp_path / "a.tar")}
     monkeypatch.setitem(OTHER, "evaluation.features", program)
     monkeypatch.setattr(input_folders, "INCEPTION_SHA256", hashlib.sha256(b"{}").hexdigest())
-    open_store(made.config({}).store, tmp_path).put_document("reports/7", '{"headline": {}}')
+    open_store(made.config({}).store, tmp_path).put_document("reports/1", _REPORT.read_text())
     return made
 
 

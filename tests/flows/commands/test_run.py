@@ -101,6 +101,7 @@ def test_the_steps_are_the_flows(monkeypatch: pytest.MonkeyPatch) -> None:
         "distillation_inputs",
         "plan_evaluation",
         "evaluation_summary",
+        "shipped_evaluation",
         "plan_export",
         "report",
         "end",

@@ -131,8 +131,3 @@ def test_unknown_component_is_refused(tmp_path: Path) -> None:
     base, where = export_base(), context(tmp_path, "coreml_export")
     with pytest.raises(ExportError, match="found 'refiner'"):
         export_epsilon("refiner", base, None, where)
-
-
-def test_unet_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="unet: expected the weights"):
-        export_epsilon("unet", export_base(), None, context(tmp_path, "coreml_export"))

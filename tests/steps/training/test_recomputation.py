@@ -84,7 +84,7 @@ def test_an_average_on_the_host_lies_there_and_is_the_same() -> None:
     assert there.shadow["weight"].data_ptr() != model.weight.data_ptr()
 
 
-@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_an_average_on_the_host_follows_weights_on_a_gpu() -> None:
     model = nn.Linear(3, 2).cuda()
     average = ExponentialMovingAverage(model, 0.9, on_host=True)
