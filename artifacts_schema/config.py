@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from artifacts_schema.base import Frozen
 from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
+from artifacts_schema.resources import ResourcesConfig
 from artifacts_schema.stage_configs import (
     ArchitectureEvolutionConfig,
     CoremlCompressionConfig,
@@ -160,6 +161,7 @@ class SnapFusionConfig(Frozen):
     promotion: PromotionConfig = PromotionConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     notify: NotifyConfig = NotifyConfig()
+    resources: dict[str, ResourcesConfig] = {}  # by step of the flow, and "default"; see flows/remote.py
 
     @model_validator(mode="after")
     def _prices_are_of_stages(self) -> "SnapFusionConfig":
@@ -233,7 +235,9 @@ def _describe(item: Any) -> str:
 def _nearest(location: list[str]) -> str:
     """Suggestion for an unknown key: the closest one in its section, else wherever in the configuration it exists."""
     section: Any = SnapFusionConfig
-    for part in location[:-1]:
+    for position, part in enumerate(location[:-1]):
+        if position == 1 and location[0] == "resources":
+            continue  # the name of a step, below which lies the table that is already found
         section = _section_of(section, part)
         if section is None:
             return ""

@@ -17,6 +17,7 @@ from metaflow.exception import MetaflowException
 
 from flows.config import parse
 from flows.runtime import read_config, store_of
+from steps.cache.leases import in_use
 from steps.files.errors import SnapFusionError
 
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
@@ -53,8 +54,9 @@ class CompareFlow(FlowSpec):
 
         store = store_of(read_config(self))
         try:
-            found = compared(store, str(self.runs).split(","))
-            page = comparison_page(store, found)
+            with in_use(store, "compare"):  # nothing is collected meanwhile
+                found = compared(store, str(self.runs).split(","))
+                page = comparison_page(store, found)
         except SnapFusionError as error:
             raise NotCompared(str(error)) from None
         render(current.card["comparison"], [Heading(" and ".join(run.title for run in found.runs)), *page])

@@ -17,12 +17,21 @@ from steps.files.disk import temporary_folder
 # The checkout, or the folder of packages where a wheel was installed: flows, steps, artifacts_schema and configs lie in it.
 CODE_ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = any(CODE_ROOT.glob("snapfusion_pipeline-*.dist-info"))
-# What relative paths of a configuration count from.
-PROJECT_ROOT = Path(os.environ.get("SNAPFUSION_HOME", Path.cwd())).resolve() if INSTALLED else CODE_ROOT
 # A task on another machine gets a package of code from Metaflow: it is neither installed nor a checkout.
 _AT_HOME = INSTALLED or (CODE_ROOT / "pyproject.toml").is_file()
+
+
+def _project_root() -> Path:
+    """The checkout; where the user of an installed package stands; elsewhere what the image names, which holds assets/."""
+    if INSTALLED:
+        return Path(os.environ.get("SNAPFUSION_HOME", Path.cwd())).resolve()
+    return CODE_ROOT if _AT_HOME else Path(os.environ.get("SNAPFUSION_PROJECT", CODE_ROOT)).resolve()
+
+
+# What relative paths of a configuration count from.
+PROJECT_ROOT = _project_root()
 # Where runs leave .metaflow and .snapfusion; another place keeps tests and users of one installation apart.
-WORK_ROOT = Path(os.environ.get("SNAPFUSION_HOME", PROJECT_ROOT)).resolve()
+WORK_ROOT = Path(os.environ.get("SNAPFUSION_HOME", PROJECT_ROOT if _AT_HOME else CODE_ROOT)).resolve()
 BRANCHES = 3  # tasks of the flow that can train at the same time
 
 

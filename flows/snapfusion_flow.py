@@ -19,6 +19,7 @@ from metaflow import Config, FlowSpec, card, current, package_sources, project, 
 
 from flows import promotion, stages
 from flows.config import parse
+from flows.remote import RemoteCompute
 from flows.runtime import pack, read_config, unpack
 from flows.schedule import Scheduled
 from flows.stage_card import register
@@ -29,10 +30,12 @@ register()
 DEFAULT_CONFIG = str(CODE_ROOT / "configs" / "openmoji.toml")
 
 
+@RemoteCompute()
 @Scheduled()
 @project(name="snapfusion")
 @package_sources(
-    ["../steps", "../artifacts_schema", "../flows"], suffixes=[".py", ".json", ".toml", ".sh", ".swift"]
+    ["../steps", "../artifacts_schema", "../flows", "../configs"],
+    suffixes=[".py", ".json", ".toml", ".sh", ".swift"],
 )
 class SnapFusionFlow(FlowSpec):
     """The whole method, one stage per step."""

@@ -22,7 +22,9 @@ from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
 from flows.commands.store_options import store_options
 from flows.compared import beside_others, page_with, runs_to_compare
+from flows.disk_needs import tell_disks
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
+from flows.fetched import with_inputs_here, with_table_here
 from flows.runtime import (
     card_progress,
     inputs_hash,
@@ -79,7 +81,8 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
     `more` are records that this task has made itself.
     """
     keep_tags(flow)
-    record = run_stage(STAGES[stage], read_config(flow), ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
+    config = with_table_here(read_config(flow)) if STAGES[stage].measures else read_config(flow)
+    record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -92,6 +95,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
 
     store = store_of(config)
     store.check()
+    config = with_inputs_here(config)
     check_run(config, PROJECT_ROOT, local_folder(config.store, WORK_ROOT))
     # A run to compare with that is not there fails now, not at the end.
     runs_to_compare(config, store)
@@ -114,6 +118,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
     if not prepared:  # else it has told already, before it encoded anything
         print(_estimates(config, plan))
+    tell_disks(config, plan)
     return plan
 
 

@@ -15,6 +15,7 @@ from flows.commands.prepared import exit_code
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
 from flows.runs import compared
+from steps.cache.leases import in_use
 from steps.store import open_store
 
 
@@ -29,7 +30,9 @@ def main() -> int:
 
         store = open_store(store_config(arguments), WORK_ROOT)
         width = max(60, shutil.get_terminal_size().columns)
-        for line in comparison_lines(store, compared(store, arguments.runs)):
+        with in_use(store, "compare"):  # nothing is collected meanwhile
+            lines = comparison_lines(store, compared(store, arguments.runs))
+        for line in lines:
             print(line if "  " in line.strip() else textwrap.fill(line, width, subsequent_indent="  "))
 
     return exit_code(work)

@@ -38,8 +38,13 @@ def beside_others(store: Store, this: Run, named: Sequence[str]) -> tuple[list[B
     if len(runs) == 1:
         alone = "There is no earlier run that was measured alike." if not notes else ""
         return [heading, *(Text(text) for text in [alone, *notes] if text)], alone or " ".join(notes)
-    found = compare_runs(store, runs, [(place, len(runs) - 1) for place in range(len(runs) - 1)])
-    return [heading, *map(Text, notes), *comparison_page(store, found)], verdict_words(found)
+    try:
+        found = compare_runs(store, runs, [(place, len(runs) - 1) for place in range(len(runs) - 1)])
+        page = comparison_page(store, found)
+    except SnapFusionError as error:  # such as pictures of another run that are damaged
+        notes.append(f"Not compared with {', '.join(run.id for run in runs[:-1])}: {error}")
+        return [heading, *map(Text, notes)], " ".join(notes)
+    return [heading, *map(Text, notes), *page], verdict_words(found)
 
 
 def verdict_words(found: Comparison) -> str:
@@ -61,7 +66,11 @@ def _comparable(store: Store, this: Run, run_id: str) -> Run | str:
     """A run, or why it cannot be compared with this one."""
     try:
         found = load_run(store, report_of(store, run_id))
-        check_alike([found, this], subject_of([found, this]))
+        subject = subject_of([found, this])
+        check_alike([found, this], subject)
+        pictures = found.evaluations[subject].point.images
+        if not store.has(pictures.sha256, pictures.bytes):
+            return f"its pictures are no longer in the store {store.root}"
     except (SnapFusionError, ValueError) as error:
         return str(error)
     return found

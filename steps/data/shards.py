@@ -19,7 +19,7 @@ def expand_shards(patterns: Sequence[str], project_root: Path) -> list[Path]:
     for pattern in patterns:
         if pattern.startswith("pipe:") or "://" in pattern:
             raise DataError(
-                f"data.shards takes local paths, found {pattern!r}; copy the shards to a local disk"
+                f"data.shards takes local paths and s3:// places, found {pattern!r}; copy the shards to either"
             )
         try:
             paths += [project_root / name for name in braceexpand(pattern)]

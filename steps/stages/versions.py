@@ -63,7 +63,7 @@ def _closure(module: str) -> set[Path]:
     return {
         path
         for path in found
-        if path.name not in ("config.py", "stage_configs.py", "ranges.py", "versions.py")
+        if path.name not in ("config.py", "stage_configs.py", "ranges.py", "resources.py", "versions.py")
     }
 
 

@@ -21,8 +21,12 @@ from steps.unet.blocks import GEOMETRY_KEYS, STEM, list_blocks, normalise
 from steps.unet.level import Level
 
 
-class BlockwiseUNet(  # type: ignore[misc]  # diffusers is untyped
-    ModelMixin, ConfigMixin, AttentionMixin, UNet2DConditionLoadersMixin, PeftAdapterMixin
+class BlockwiseUNet(
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    UNet2DConditionLoadersMixin,
+    PeftAdapterMixin,
 ):
     """UNet of the blocks that `architecture` lists; called like UNet2DConditionModel, and takes its LoRAs.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -50,6 +50,8 @@ def keys(section: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tupl
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, (*place, name))
+        elif get_origin(inner) is dict and place == ():  # tables by name
+            yield from keys(get_args(inner)[1], (*place, name, "start"))
         else:
             yield (*place, name)
 

@@ -40,6 +40,7 @@ READ_BY: dict[str, set[str]] = {
     "promotion.enabled": EVALUATIONS,  # brings the split
     "schedule": set(),
     "notify": set(),
+    "resources": set(),  # of other machines
     "base": {"start"},
     "data": {"start"},
     "data.shards": set(),  # of webdataset, by what is in them
@@ -119,6 +120,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "schedule.event": {"schedule.event": "new_shards"},
     "notify.webhook": {"notify.webhook": "https://example.org"},
     "notify.events": {"notify.events": ["failed"]},
+    "resources": {"resources": {"default": {"cpu": 2}}},
 }  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def artifact(home: Path, own: str, name: str) -> Any:
 def test_a_card_of_a_stage_is_light(compared: Compared) -> None:
     own = Path(report(compared.home)["folder"]).name
     sizes = [path.stat().st_size for path in compared.home.rglob("*.html") if f"/{own}/" in str(path)]
-    assert len(sizes) > 10 and sum(sizes) < 6e6 and sorted(sizes)[-2] < 1e5
+    # Only the report, and what was worked on and not cached, may need scripts.
+    assert len(sizes) > 10 and sum(size > 1e5 for size in sizes) <= 4
 
 
 @pytest.mark.parametrize(

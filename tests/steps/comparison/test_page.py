@@ -94,3 +94,17 @@ def test_a_run_stands_beside_the_champion_and_the_previous_one(
     texts, _ = beside(store, "3", "7")
     assert any("Not compared with run 3" in text and "noise_seed" in text for text in texts)
     assert any("Not compared with run 7" in text for text in texts)
+
+
+def test_a_run_whose_pictures_are_gone_costs_nobody_a_report(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    gone, damaged = made_run(store, "1", clip=0.2), made_run(store, "2", clip=0.3)
+    store.delete_object(gone.evaluations[SUBJECT].point.images.sha256)
+    texts, verdict = beside(store, "1", clip=0.1)
+    assert any("Not compared with run 1: its pictures are no longer in the store" in text for text in texts)
+    assert "run-9 is worse than run-2" in verdict
+    path = store.path_of(damaged.evaluations[SUBJECT].point.images)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[::-1])
+    texts, verdict = beside(store, clip=0.1)
+    assert "Not compared with 2: " in verdict
