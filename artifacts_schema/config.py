@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from artifacts_schema.base import Frozen
 from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
@@ -54,6 +54,7 @@ class ComputeConfig(Frozen):
 
     device: Device = "auto"
     threads: CountOrZero = 0  # 0: the cores shared out over the tasks at once
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # of one training, each with a GPU of its own
     deterministic: bool = True  # torch deterministic algorithms
     sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
     price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
@@ -172,6 +173,14 @@ class SnapFusionConfig(Frozen):
                 f"compute.prices names no stage: '{name}'"
                 + (f"; did you mean '{close[0]}'?" if close else "")
             )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_batches(self) -> "SnapFusionConfig":
+        for name in type(self).model_fields:
+            training = getattr(getattr(self, name), "training", None)
+            if training is not None and (problem := training.why_not_shared_by(self.compute.processes)):
+                raise ValueError(f"{name}.training.{problem}")
         return self
 
     @model_validator(mode="after")

@@ -47,6 +47,17 @@ class TrainingConfig(Frozen):
     checkpoint_interval_s: Positive = 60.0
     log_interval: Count = 10
 
+    def why_not_shared_by(self, processes: int) -> str:
+        """What is wrong with a batch of which every process must take as many pictures; empty if nothing is."""
+        below = self.batch_size // processes * processes
+        if below == self.batch_size:
+            return ""
+        nearest = " or ".join(str(size) for size in (below, below + processes) if size)
+        return (
+            f"batch_size must be divisible by compute.processes = {processes}, found {self.batch_size}; "
+            f"the nearest: {nearest}"
+        )
+
 
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""

@@ -30,8 +30,9 @@ def joined(rank: int, world: int, device: torch.device, meeting: Path) -> Iterat
         reset_partial_state=True
     )  # it would keep what it found when it was first asked
     threads = str(torch.get_num_threads())
-    numbers = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "OMP_NUM_THREADS": threads}
-    with patch.dict(os.environ, numbers):
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world))
+    known = {"RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": threads, **sizes}
+    with patch.dict(os.environ, known):
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.FileStore(str(meeting), world),
