@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 # A held-out check, in which rank 0 works alone, takes minutes. A rank that ends is noticed at once and without this.
 TIMEOUT_S = 1800.0
@@ -35,7 +36,7 @@ def joined(rank: int, world: int, device: torch.device, meeting: Path) -> Iterat
     with patch.dict(os.environ, known):
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(meeting), world),
+            store=FileStore(str(meeting), world),
             rank=rank,
             world_size=world,
             timeout=timedelta(seconds=TIMEOUT_S),

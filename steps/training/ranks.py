@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -122,8 +123,9 @@ class _Others:
         if killed:  # what the others say then is only that they lost it
             return RankError(self._how(*killed))
         for said in self._said.values():
-            if issubclass(kind := getattr(errors, said["error"], object), SnapFusionError):
-                return kind(said["message"])
+            kind: Any = getattr(errors, said["error"], None)
+            if kind is not None and issubclass(kind, SnapFusionError):
+                return kind(said["message"])  # type: ignore[no-any-return]
         for number, said in sorted(self._said.items()):
             return RankError(f"rank {number} failed: {said['error']}: {said['message']}")
         for number, code in sorted(self._ended.items()):
