@@ -43,7 +43,7 @@ check: $(STAMP)  ## formatter, linters, types, layers and circles, security scan
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium flows steps artifacts_schema benchmarks infra
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml --severity-level medium snapfusion flows steps artifacts_schema benchmarks infra
 	$(BIN)/python -m infra.audit
 
 format: $(STAMP)  ## format the code

@@ -5,12 +5,13 @@ carries its original's id and a number: `up.1.attentions.0.copy1`.
 """
 
 import re
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from artifacts_schema.base import Frozen, Measurement, Record
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.training import Selection
 
 _BLOCK_ID = re.compile(r"^(?:(?:down|up)\.\d+|mid)\.(?:attentions|resnets)\.\d+(?:\.copy[1-9]\d*)?$")
 
@@ -119,6 +120,18 @@ class ArchitectureSpec(Record):
         return self
 
 
+class GivenArchitecture(Frozen):
+    """What an architecture means, without who made it when: the part of a configuration that a file gave."""
+
+    name: str
+    base_config: str  # hash of the base UNet's geometry, as in ArchitectureSpec
+    stages: tuple[StageBlocks, ...]
+
+    def spec(self) -> ArchitectureSpec:
+        """The record, by nobody yet."""
+        return ArchitectureSpec(name=self.name, base_config=self.base_config, stages=self.stages)
+
+
 class UnitScore(Frozen):
     """What one change loses: paired probes without and with it, each caption of another picture group.
 
@@ -167,23 +180,36 @@ class EvolutionRound(Frozen):
     curve: tuple[dict[str, float], ...] = ()
 
 
+def _searched(fields: dict[str, Any]) -> dict[str, Any]:
+    """In version 1 every architecture was searched."""
+    return fields
+
+
 class EvolutionRecord(Record):
-    """Left by `architecture_evolution`: the final architecture, its weights, and every round on the way."""
+    """Left by `architecture_evolution`: the final architecture, its weights, and every round on the way.
+
+    An architecture that was given and not searched has no rounds and no budget, but `iterations`, `curve` and `selection`
+    of its one training.
+    """
 
     schema_name: ClassVar[str] = "snapfusion.evolution"
-    schema_version: ClassVar[int] = 1
-    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "images_per_s"})
+    schema_version: ClassVar[int] = 2
+    upgrades = {1: _searched}
+    volatile: ClassVar[frozenset[str]] = frozenset({"provenance", "images_per_s", "curve"})
 
     architecture: ArchitectureSpec
     weights: WeightsRef
     rounds: tuple[EvolutionRound, ...]
     latency_table: str  # identity of the table
     latency_unit: str
-    latency_budget: float = Field(gt=0.0)  # of the base UNet's table latency
+    latency_budget: float | None = Field(gt=0.0)  # of the base UNet's table latency
     base_latency: float
     predicted_latency: float
     base_parameters: int
     parameters: int
+    iterations: int = 0
+    curve: tuple[dict[str, float], ...] = ()
+    selection: Selection | None = None
     images_per_s: Measurement | None = None
 
     @property

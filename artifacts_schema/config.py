@@ -5,29 +5,37 @@ gives none. What a section names in `volatile` changes no result, so that it is 
 """
 
 import difflib
-import re
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-from artifacts_schema.base import Frozen
-from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
-from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive
-from artifacts_schema.resources import ResourcesConfig
-from artifacts_schema.stage_configs import (
-    ArchitectureEvolutionConfig,
-    CoremlCompressionConfig,
-    CoremlExportConfig,
+from artifacts_schema.base import Frozen, json_object
+from artifacts_schema.distillation_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
-    EvaluationConfig,
-    LatencyProfileConfig,
-    RobustTrainingConfig,
     StepDistillationConfig,
     Student16Config,
+)
+from artifacts_schema.operating import NotifyConfig, PromotionConfig, ScheduleConfig
+from artifacts_schema.parts import variants_of
+from artifacts_schema.resources import ResourcesConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig, CoremlExportConfig, EvaluationConfig
+from artifacts_schema.run_configs import (
+    BaseConfig,
+    ComputeConfig,
+    DataConfig,
+    ReportConfig,
+    RunConfig,
+    StoreConfig,
+)
+from artifacts_schema.stage_configs import (
+    ArchitectureEvolutionConfig,
+    LatencyProfileConfig,
+    RobustTrainingConfig,
     VelocityFinetuningConfig,
 )
 
@@ -39,103 +47,6 @@ _OTHER_STAGES = (
 )  # without a section of their own
 SHIPPED = "student_8_small_decoder"
 """The variant that ships."""
-
-
-class RunConfig(Frozen):
-    """What names and seeds a run."""
-
-    name: str = "openmoji"
-    seed: CountOrZero = 0
-    smoke: bool = False  # labels every page "smoke": a check of the machinery, not a result
-
-
-class ComputeConfig(Frozen):
-    """Where the stages run."""
-
-    device: Device = "auto"
-    threads: CountOrZero = 0  # 0: the cores shared out over the tasks at once
-    processes: Annotated[int, Field(ge=1, le=64)] = 1  # of one training, each with a GPU of its own
-    deterministic: bool = True  # torch deterministic algorithms
-    sigterm_grace_s: Positive = 10.0  # time to write a checkpoint after SIGTERM
-    price_per_hour: NotNegative = 0.0  # of one machine, in any currency; 0: no cost shown
-    prices: dict[str, NotNegative] = {}  # the same for stages that run on other machines, by stage
-
-    def price_of(self, stage: str) -> float:
-        """Of an hour of this stage's machine."""
-        return self.prices.get(stage, self.price_per_hour)
-
-
-class StoreConfig(Frozen):
-    """The content-addressed store and the stage cache in it."""
-
-    root: str = ".snapfusion/store"  # relative to the project root, or s3://bucket/prefix
-    cache: bool = True  # reuse finished stages with equal inputs
-    local: str = (
-        ".snapfusion/cache"  # S3 only: downloaded objects, scratch files and checkpoints of this machine
-    )
-    endpoint: str | None = None  # S3 only; None: AWS_ENDPOINT_URL_S3, else Amazon's
-    encryption: Literal["none", "AES256", "aws:kms"] = (
-        "none"  # S3 only, at the server; none: the bucket's default
-    )
-    kms_key: str | None = None  # S3 only, with aws:kms; None: the account's own
-    timeout_s: Positive = 60.0  # S3 only: longest silence of the server
-    attempts: Count = 10  # S3 only: of one request, with growing pauses
-
-    @model_validator(mode="after")
-    def _check(self) -> "StoreConfig":
-        if self.endpoint is not None and not re.fullmatch(r"https?://[^/@\s?#]+/?", self.endpoint):
-            raise ValueError("endpoint must be http(s)://host[:port], without user, password or path")
-        if self.kms_key is not None and self.encryption != "aws:kms":
-            raise ValueError("kms_key needs encryption = 'aws:kms'")
-        return self
-
-
-class BaseConfig(Frozen):
-    """The model that is made small."""
-
-    # Places; what lies there counts.
-    volatile: ClassVar[frozenset[str]] = frozenset({"path", "velocity_warm_start", "robust_warm_start"})
-
-    path: str = "assets/base"  # diffusers folder; "micro" builds a random-weight one for tests
-    warm_start: bool = True  # start velocity_finetuning and robust_training from the shipped weights
-    velocity_warm_start: str = "assets/warm_starts/velocity"
-    robust_warm_start: str = "assets/warm_starts/robust"
-
-
-class DataConfig(Frozen):
-    """Captioned pictures."""
-
-    volatile: ClassVar[frozenset[str]] = frozenset({"shards"})  # places; what lies there counts
-
-    source: Literal["openmoji", "webdataset"] = "openmoji"
-    shards: tuple[str, ...] = ()  # tar files or brace patterns; webdataset only
-    held_out_from: tuple[str, ...] = ()  # those of them that validation and test come from; none: all
-    image_size: Count | None = None  # None: the base's own
-    limit: Count | None = None  # at most so many captions per split
-    variants: Count = (
-        1  # openmoji only: drawings of a caption, moved, tilted, on pale backgrounds; 1: as it is
-    )
-    max_skipped_fraction: Fraction = 0.01  # corrupt pictures and empty captions tolerated
-    max_image_pixels: Count = 64_000_000  # larger pictures are refused as decompression bombs
-
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
-        if self.source == "openmoji" and self.held_out_from:
-            raise ValueError("held_out_from names shards of source 'webdataset'")
-        if self.source != "openmoji" and self.variants != 1:
-            raise ValueError(
-                f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"
-            )
-        return self
-
-
-class ReportConfig(Frozen):
-    """`report`."""
-
-    compare_to: tuple[str, ...] = ()  # run ids whose reports are set beside this one
-    output: str = (
-        ".snapfusion/runs"  # where bundle, report and pictures are placed, relative to the project root
-    )
 
 
 class SnapFusionConfig(Frozen):
@@ -154,6 +65,8 @@ class SnapFusionConfig(Frozen):
     teacher_16: DistillationStageConfig = DistillationStageConfig()
     student_16: Student16Config = Student16Config()
     student_8: DistillationStageConfig = DistillationStageConfig()
+    student_4: DistillationStageConfig | None = None  # half of student_8's steps; none: not made
+    student_2: DistillationStageConfig | None = None  # half of student_4's
     decoder_distillation: DecoderDistillationConfig = DecoderDistillationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     coreml_export: CoremlExportConfig = CoremlExportConfig()
@@ -186,8 +99,10 @@ class SnapFusionConfig(Frozen):
     @model_validator(mode="after")
     def _promotion_can_compare(self) -> "SnapFusionConfig":
         evaluation = self.evaluation
-        if self.promotion.enabled and SHIPPED not in evaluation.variants:
-            raise ValueError(f"promotion.enabled needs {SHIPPED} among evaluation.variants: it is what ships")
+        if self.promotion.enabled and SHIPPED not in variants_of(evaluation.variants, self.run.skip):
+            raise ValueError(
+                f"promotion.enabled needs {SHIPPED} among evaluation.variants, and its decoder not in run.skip: it is what ships"
+            )
         if (
             self.promotion.enabled
             and evaluation.split != "validation"
@@ -199,6 +114,30 @@ class SnapFusionConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _chain(self) -> "SnapFusionConfig":
+        steps = self.step_distillation.final_steps
+        for name, before in (("student_4", self.student_8), ("student_2", self.student_4)):
+            config = getattr(self, name)
+            steps, odd = divmod(steps, 2)
+            if config is not None and (before is None or odd):
+                raise ValueError(f"{name} halves the steps of the student before it, which there is not")
+            if config is not None and "student_8" in self.run.skip:
+                raise ValueError(f"{name} needs student_8, which run.skip names; take one of the two out")
+            if config is None and f"{name}_small_decoder" in self.evaluation.variants:
+                raise ValueError(f"evaluation.variants names {name}_small_decoder; {name} needs a section")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_evaluated(self) -> "SnapFusionConfig":
+        asked = self.evaluation.variants
+        if asked and not variants_of(asked, self.run.skip):
+            raise ValueError(
+                f"evaluation.variants names {', '.join(asked)}, none of which a run makes that skips "
+                f"{', '.join(self.run.skip)}; name base_50, or take a stage out of run.skip"
+            )
+        return self
+
 
 class InvalidConfig(ValueError):
     """A configuration was refused; the message has one line per problem."""
@@ -206,11 +145,17 @@ class InvalidConfig(ValueError):
 
 def load_config(text: str) -> SnapFusionConfig:
     """Read TOML text. Raises InvalidConfig naming each bad key, its range and the nearest valid key."""
+    return parse_config(parse_toml(text))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of TOML text, or of JSON text (which no TOML looks like), unchecked. Raises InvalidConfig."""
     try:
-        payload = tomllib.loads(text)
+        return json_object(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidConfig(f"the configuration is not valid JSON: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"the configuration is not valid TOML: {error}") from error
-    return parse_config(payload)
 
 
 def parse_config(payload: Mapping[str, Any]) -> SnapFusionConfig:

@@ -69,6 +69,7 @@ class GuidanceRecord(Record):
     variant: str
     guidance_scale: float
     points: tuple[GuidancePoint, ...] = ()
+    captions: tuple[str, ...] = ()  # of the pictures of every point
     protocol: dict[str, Any]
 
 
@@ -76,8 +77,8 @@ class EvaluationRecord(Record):
     """Left by `evaluation` for one variant, at the guidance scale that was chosen for it.
 
     `protocol` is everything two records must share before they may be compared: captions and real pictures of the
-    split, how many are drawn, from which noise, what measures them. Neither the data a model was trained on nor the
-    scales that were tried are part of it.
+    split, how many are drawn, from which noise, what measures them, and the hash of a frozen protocol. Neither the data a
+    model was trained on nor the scales that were tried are part of it.
     """
 
     schema_name: ClassVar[str] = "snapfusion.evaluation"
@@ -94,6 +95,7 @@ class EvaluationRecord(Record):
     captions: tuple[str, ...]  # of the pictures
     protocol: dict[str, Any]
     seconds_per_picture: Measurement | None = None
+    apart: dict[str, GuidancePoint] = {}  # of `seen` and `novel` captions, where drawn; never a headline
 
     @property
     def protocol_hash(self) -> str:

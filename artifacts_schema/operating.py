@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, model_validator
 
 from artifacts_schema.base import Frozen
-from artifacts_schema.ranges import Count, NotNegative, Positive
+from artifacts_schema.ranges import Count, NotNegative, Positive, setting
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -23,24 +23,30 @@ class PromotionConfig(Frozen):
     asks for more: that the interval's bad end is no worse than that (0.02: at most 0.02 worse, with 97.5 % confidence).
     """
 
-    enabled: bool = False  # promote at the end of a run; the command promotes in any case
-    distance_margin: NotNegative | None = None  # in kernel distance
-    clip_margin: NotNegative | None = None  # in CLIP score
-    latency_budget: Share | None = None  # of the base UNet's; None: architecture_evolution.latency_budget
-    max_bundle_mib: Positive | None = None  # None: any size
-    require_parity: bool = True  # every component was compared with its torch model
-    require_licence: bool = True  # a verdict on quality needs instruments that are licensed for it
-    allow_smoke: bool = False  # smoke runs and those with too few pictures or iterations
+    enabled: bool = setting(False, "promote at the end of a run; the command promotes in any case")
+    distance_margin: NotNegative | None = setting(
+        None, "in kernel distance, by which the interval's bad end may be worse; unset: see above"
+    )
+    clip_margin: NotNegative | None = setting(
+        None, "in CLIP score, by which the interval's bad end may be worse; unset: see above"
+    )
+    latency_budget: Share | None = setting(
+        None, "as a share of the base UNet's; unset: architecture_evolution.latency_budget"
+    )
+    max_bundle_mib: Positive | None = setting(None, "largest bundle; unset: any size", unit="MiB")
+    require_parity: bool = setting(True, "every component was compared with its torch model")
+    require_licence: bool = setting(True, "a verdict on quality needs instruments that are licensed for it")
+    allow_smoke: bool = setting(False, "smoke runs and those with too few pictures or iterations")
 
 
 class ScheduleConfig(Frozen):
     """When a deployed flow runs by itself (Argo Workflows, Step Functions); a local run ignores it. docs/operate.md"""
 
-    cron: str | None = (
-        None  # five fields (Argo Workflows) or six (Step Functions), in UTC unless timezone is given
+    cron: str | None = setting(
+        None, "five fields (Argo Workflows) or six (Step Functions), in UTC unless timezone is given"
     )
-    timezone: str | None = None  # such as Europe/Berlin; Argo Workflows only
-    event: str | None = None  # of new data; Argo Events only
+    timezone: str | None = setting(None, "such as Europe/Berlin; Argo Workflows only")
+    event: str | None = setting(None, "of new data, that starts a run; Argo Events only")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,10 +77,10 @@ class NotifyConfig(Frozen):
     into the environment variable SNAPFUSION_WEBHOOK, which comes first: the configuration is part of every report.
     """
 
-    webhook: str | None = None
-    events: tuple[Event, ...] = EVENTS
-    timeout_s: Positive = 5.0  # of one attempt
-    attempts: Count = 3
+    webhook: str | None = setting(None, "address that is told; a secret one goes into SNAPFUSION_WEBHOOK")
+    events: tuple[Event, ...] = setting(EVENTS, "of which it is told")
+    timeout_s: Positive = setting(5.0, "of one attempt", unit="s")
+    attempts: Count = setting(3, "of one message")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

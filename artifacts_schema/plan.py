@@ -7,7 +7,8 @@ from artifacts_schema.data import PreparedDataRef, RawData
 from artifacts_schema.references import FolderRef, ObjectRef
 
 InputName = Literal[
-    "base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip", "inception"
+    "base", "data", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip", "inception",
+    "protocols",
 ]  # fmt: skip
 """What a stage may read of a plan."""
 
@@ -34,6 +35,9 @@ class RunPlan(Record):
     signal_clip: FolderRef | None = None
     measure_clip: FolderRef | None = None
     inception: ObjectRef | None = None
+    protocols: FolderRef | None = (
+        None  # frozen ones, <split>.json and, of a user's own pictures, <name>.safetensors
+    )
     estimates: dict[str, float] = {}
 
     def identity_of(self, name: InputName) -> str:

@@ -3,6 +3,7 @@
 `Record.from_payload` brings an older version up to date; an example of every version lies in `tests/fixtures/records/`.
 """
 
+from artifacts_schema.ablation import AblationRecord
 from artifacts_schema.architecture import ArchitectureSpec, EvolutionRecord
 from artifacts_schema.base import Record, content_hash, json_object
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentReport
@@ -13,12 +14,15 @@ from artifacts_schema.device import DeviceMeasurement, LatencyKit
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.licences import LicenceRecord
+from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.promotion import PromotionDecision
+from artifacts_schema.protocol import ProtocolRecord
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 
 _CLASSES: tuple[type[Record], ...] = (
+    AblationRecord,
     ArchitectureSpec,
     BundleDrawing,
     BundleManifest,
@@ -34,9 +38,11 @@ _CLASSES: tuple[type[Record], ...] = (
     LicenceRecord,
     PreparedDataRef,
     PromotionDecision,
+    ProtocolRecord,
     RealPicturesRecord,
     RunPlan,
     RunReport,
+    SkippedRecord,
     TrainingRecord,
 )
 RECORD_CLASSES = {found.schema_name: found for found in _CLASSES}

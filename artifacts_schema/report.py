@@ -52,9 +52,9 @@ class RunReport(Record):
     `quality` are the published numbers of the student against the base, with intervals; `licences`, by instrument, say
     whether a verdict may rest on them (`artifacts_schema.licences.licence_of`).
     `inputs` names every record by its identity, that of the bundle's manifest too, so that a bundle can be traced to
-    data, code and configuration (`python -m flows.commands.trace`). `code` is None where it is not known.
+    data, code and configuration (`snapfusion trace`). `code` is None where it is not known.
     `outputs` are the files below `bundle/`, `student/` and `pictures/` that a person opens, `folder` is where the run put them;
-    `python -m flows.commands.outputs` fetches them anywhere. None in reports of programs that stored no bundle.
+    `snapfusion outputs` fetches them anywhere. None in reports of programs that stored no bundle.
     """
 
     schema_name: ClassVar[str] = "snapfusion.report"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.base import percentile
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from artifacts_schema.stage_configs import TrainingConfig
 from benchmarks.published import Metric, publish, result
 from infra.local.seaweedfs import serve

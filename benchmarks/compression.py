@@ -16,7 +16,7 @@ from typing import Any
 from artifacts_schema.bundle import DrawingScores
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlCompressionConfig, CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig, CoremlExportConfig, ProgramCheckConfig
 from benchmarks.exported import MIB, Shipped, picture_metric, single
 from benchmarks.published import Metric, publish, result
 from benchmarks.setting import add_run, begin, parser_for, prepared, velocity_unet, weights_of_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig
+from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.stage_configs import ArchitectureEvolutionConfig, LatencyProfileConfig
 from benchmarks.published import ROOT
 from benchmarks.setting import prepared

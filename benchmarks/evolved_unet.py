@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from artifacts_schema.architecture import ArchitectureSpec
-from artifacts_schema.config import ComputeConfig
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.stage_configs import LatencyProfileConfig
 from benchmarks.published import ROOT, Metric, publish, result
 from steps.evolution.actions import Budget

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts_schema.bundle import REQUIRED_COMPONENTS, ComponentReport, DrawingScores
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from benchmarks.published import Metric
 from steps.data.prepared import PreparedData
 from steps.diffusion.schedule import NoiseSchedule

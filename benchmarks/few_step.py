@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
+from artifacts_schema.run_configs import ComputeConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from benchmarks.few_step_metrics import REFERENCE, Measured, metrics, picture_grid
 from benchmarks.published import ROOT, publish, result
 from benchmarks.setting import TestCaptions, begin, parser_for, prepared, velocity_unet

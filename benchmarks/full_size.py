@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts_schema.bundle import Component, ComponentReport
-from artifacts_schema.config import ComputeConfig
 from artifacts_schema.readers import read_record
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.run_configs import ComputeConfig
 from benchmarks.published import ROOT, Metric, publish, result
 
 ARCHITECTURES = ("base", "snapfusion-sd15")

@@ -17,8 +17,9 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
+from artifacts_schema.run_configs import ComputeConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from artifacts_schema.training import Selection
 from benchmarks.published import ROOT, Metric, publish, result
 from benchmarks.setting import prepared

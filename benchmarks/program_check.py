@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from artifacts_schema.bundle import BundleDrawing, ComponentReport, DrawingScores
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
 from benchmarks.exported import MIB, Shipped, picture_metric, single
 from benchmarks.published import Metric, publish, result
 from benchmarks.setting import begin, parser_for, prepared, velocity_unet

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import ComputeConfig, DataConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import ComputeConfig, DataConfig
 from benchmarks.published import ROOT
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.sampler import decode_latents

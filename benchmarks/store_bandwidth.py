@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifacts_schema.base import percentile
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
+from artifacts_schema.run_configs import StoreConfig
 from benchmarks.published import Metric, publish, result
 from infra.local.seaweedfs import serve
 from steps.store import s3_bucket

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
+from artifacts_schema.run_configs import StoreConfig
 from benchmarks.published import Metric, publish, result
 from infra.local.fault_proxy import FAULTS, FaultPlan, fault_proxy
 from infra.local.seaweedfs import serve

@@ -3,7 +3,7 @@
     python flows/compare_flow.py run --runs 1720000000000000,latest
     python flows/compare_flow.py --config config configs/sd15.toml run --runs champion,nightly,lr:2e-4
 
-The first run is what the others are held against. `python -m flows.commands.compare A B` prints the same in the terminal.
+The first run is what the others are held against. `snapfusion compare A B` prints the same in the terminal.
 """
 
 # ruff: noqa: E402 - the environment must be prepared before metaflow is imported

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.plan import InputName, RunPlan
-from artifacts_schema.stage_configs import KEPT_PICTURES
+from artifacts_schema.result_configs import KEPT_PICTURES
 from flows.remote import on_other_machine, resources_of
 from steps.files.errors import ConfigError
 from steps.stages.table import STAGES
@@ -21,9 +21,13 @@ _EXPORT = 4  # torch weights, the traced program, the package, and coremltools' 
 _SPARE = 1 << 30  # code, logs, cards
 _TRAININGS = (
     "velocity_finetuning", "robust_training", "architecture_evolution", "teacher_16", "student_16", "student_8",
+    "student_4", "student_2",
 )  # fmt: skip
 # Stages that are no step of their own.
-_STEP = {"real_pictures": "plan_evaluation", "guidance_selection": "evaluation", "bundle_drawing": "bundle"}
+_STEP = {
+    "student_4": "student_8", "student_2": "student_8", "real_pictures": "plan_evaluation",
+    "guidance_selection": "evaluation", "bundle_drawing": "bundle",
+}  # fmt: skip
 
 
 def disk_needs(config: SnapFusionConfig, plan: RunPlan) -> dict[str, int]:
@@ -32,6 +36,8 @@ def disk_needs(config: SnapFusionConfig, plan: RunPlan) -> dict[str, int]:
     decoder = int(_FLOAT * plan.estimates.get("decoder_parameters", 0.0))
     found: dict[str, int] = {}
     for name, stage in STAGES.items():
+        if getattr(config, name, "a stage without section") is None:
+            continue  # a student that this configuration does not ask for
         weights = sum(place.endswith(".weights") for place in stage.after.values())
         need = sum(_bytes_of(plan, item) for item in stage.reads) + weights * unet + _SPARE
         need += _own(name, config, plan, unet, decoder)

@@ -13,7 +13,7 @@ def named_inputs(config: SnapFusionConfig) -> list[str]:
     if base.path != "micro":
         found.append(base.path)
         found += [base.velocity_warm_start, base.robust_warm_start] if base.warm_start else []
-    return [place for place in (*found, *config.data.shards) if place]
+    return [place for place in (*found, *config.data.shards, *config.data.held_out_from) if place]
 
 
 def with_inputs_here(config: SnapFusionConfig) -> SnapFusionConfig:

@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import StoreConfig
 from flows.environment import WORK_ROOT
 from steps.comparison.references import resolve_runs
 from steps.files.errors import SnapFusionError
@@ -35,7 +35,7 @@ def load_pipeline(
         if "/" in str(run_or_folder):
             raise SnapFusionError(
                 f"expected a run id or a student's folder, found no folder {run_or_folder}; "
-                "`python -m flows.commands.fetch owner/name` gets one from a hub"
+                "`snapfusion fetch owner/name` gets one from a hub"
             )
         with student_folder(str(run_or_folder), store) as fetched:
             return open_pipeline(fetched)

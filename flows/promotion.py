@@ -22,7 +22,7 @@ from steps.registry.champion import (
     usable_report,
 )
 from steps.registry.gate import decide, is_unchanged
-from steps.report.content import Block, Heading, Table, Text
+from steps.report.content import Block, Heading, Text
 from steps.store import Store
 
 TAG = "champion"
@@ -131,8 +131,10 @@ def lines(decision: PromotionDecision) -> Sequence[str]:
 
 
 def page(decision: PromotionDecision) -> list[Block]:
-    """What the card shows."""
-    words = {True: "passed", False: "failed", None: "-"}
-    rows = tuple((check.name, words[check.passed], check.found, check.wanted) for check in decision.checks)
-    table: list[Block] = [Table(("condition", "", "found", "wanted"), rows)] if rows else []
-    return [Heading("Champion"), Text(decision.summary), *table]
+    """What the card shows: text alone, so that it stays small (flows/stage_card.py)."""
+    words = {True: "passed", False: "failed", None: "not asked"}
+    found = (
+        Text(f"{check.name} · {words[check.passed]} · {check.found} · wanted: {check.wanted}")
+        for check in decision.checks
+    )
+    return [Heading("Champion"), Text(decision.summary), *found]

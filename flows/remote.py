@@ -176,7 +176,7 @@ def problems_of(config: SnapFusionConfig, found: Mapping[str, ResourcesConfig], 
         which = f" for {', '.join(without)}" if len(without) < len(found) else ""
         problems.append(
             f"no image is named{which}: set image in [resources.{DEFAULT}], or METAFLOW_{setting}; the "
-            "pipeline's packages must be in it (infra/Dockerfile)"
+            "pipeline's packages must be in it (infra/docker/Dockerfile)"
         )
     own = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
     if own and not metaflow_config.S3_ENDPOINT_URL:

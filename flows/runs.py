@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import StoreConfig
 from flows.environment import WORK_ROOT
 from steps.comparison.frame import row_of
 from steps.comparison.references import finished_runs, report_of, resolve_runs
@@ -43,6 +43,8 @@ def _client() -> Any:
     import metaflow
 
     if metaflow.get_metadata().startswith("local@"):
+        # Else Metaflow raises ValueError where nothing ever ran, as on a machine that only looks at a store on S3.
+        (WORK_ROOT / ".metaflow").mkdir(parents=True, exist_ok=True)
         metaflow.metadata(f"local@{WORK_ROOT}")
     metaflow.namespace(None)
     return metaflow

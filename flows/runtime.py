@@ -18,11 +18,12 @@ from typing import Any
 from metaflow import current
 
 from artifacts_schema.base import Provenance, Record, content_hash, meaning
-from artifacts_schema.config import ComputeConfig, SnapFusionConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.readers import read_record
+from artifacts_schema.run_configs import ComputeConfig
 from flows.cards import render
-from flows.environment import WORK_ROOT, threads_per_task, usable_cores
+from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, threads_per_task, usable_cores
 from flows.live_card import CardProgress
 from flows.logs import about, configure_logging, wants_json
 from flows.mlflow_bridge import tracker
@@ -32,6 +33,7 @@ from steps.cache.provenance import DISTRIBUTION, code_version, package_versions
 from steps.files.disk import file_sha256
 from steps.files.errors import LatencyTableError
 from steps.files.processor import processor_name
+from steps.latency.contributed import find_table
 from steps.report.content import Text
 from steps.stages.table import Stage, earlier_of, meaning_of
 from steps.stages.versions import source_hash, stage_version
@@ -111,8 +113,9 @@ def run_stage(
         _watch(context, inputs)
         if work:
             return work(context, inputs)
+        settings_here = with_table_found(config) if stage.measures else config
         record: Record = import_module(stage.import_name).run(
-            inputs, only(config, stage.settings, stage.name), context
+            inputs, only(settings_here, stage.settings, stage.name), context
         )
         if stage.measures and table_identity(config) != measured:
             raise LatencyTableError(
@@ -214,7 +217,7 @@ def _compute(config: SnapFusionConfig) -> ComputeConfig:
 
 def table_identity(config: SnapFusionConfig) -> dict[str, Any]:
     """What a latency table depends on besides its configuration: the machine, or the files that are imported."""
-    profile = config.latency_profile
+    profile = with_table_found(config).latency_profile
     if profile.table is None:
         return {} if profile.backend == "macs" else machine_identity(config)
     files = [Path(profile.table), Path(profile.table).with_name("manifest.json")]
@@ -223,6 +226,15 @@ def table_identity(config: SnapFusionConfig) -> dict[str, Any]:
         name: file_sha256(path) if path.is_file() else ""
         for name, path in zip(("table", "manifest"), files, strict=True)
     }
+
+
+def with_table_found(config: SnapFusionConfig) -> SnapFusionConfig:
+    """With the place of `latency_profile.table`: in the run's folder, in the project, or beside the installed code."""
+    profile = config.latency_profile
+    if profile.table is None:
+        return config
+    place = str(find_table(profile.table, (Path.cwd(), PROJECT_ROOT, CODE_ROOT)))
+    return config.model_copy(update={"latency_profile": profile.model_copy(update={"table": place})})
 
 
 def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:

@@ -40,9 +40,9 @@ class Scheduled(FlowMutator):  # type: ignore[misc]
                 print(f"note: {line}", file=sys.stderr)
         for name, settings in decorators(config, os.environ, engine).items():
             mutable_flow.add_decorator(name, deco_kwargs=settings)
-        if config.promotion.enabled:  # a card is a megabyte: none where it has nothing to say
+        if config.promotion.enabled:  # no card where it has nothing to say
             end = dict(mutable_flow.steps)["end"]
-            end.add_decorator("card", deco_kwargs={"type": "blank", "id": "promotion"}, duplicates=end.IGNORE)
+            end.add_decorator("card", deco_kwargs={"type": "stage", "id": "promotion"}, duplicates=end.IGNORE)
 
 
 def deployed_with(arguments: Sequence[str]) -> str | None:

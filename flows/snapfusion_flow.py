@@ -17,13 +17,15 @@ from typing import Any
 
 from metaflow import Config, FlowSpec, card, current, package_sources, project, step
 
-from flows import promotion, stages
+from flows import parts, promotion, stages
 from flows.config import parse
 from flows.remote import RemoteCompute
 from flows.runtime import pack, read_config, unpack
 from flows.schedule import Scheduled
+from flows.shipped import evaluate_bundle, further_students
 from flows.stage_card import register
 from flows.tags import tag_run
+from steps.evaluation.variants import COMPRESSED
 
 register()
 
@@ -108,8 +110,10 @@ class SnapFusionFlow(FlowSpec):
     @card(type="stage", id="progress")
     @step
     def student_8(self) -> None:
-        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16."""
+        """Distil 16 steps to 8: the teacher is teacher_16, the start is student_16 (or the teacher, see run.skip)."""
         stages.run(self, "student_8")
+        for name in further_students(read_config(self)):
+            stages.run(self, name)
         self.next(self.plan_evaluation, self.plan_export)
 
     @card(type="stage", id="progress")
@@ -117,7 +121,7 @@ class SnapFusionFlow(FlowSpec):
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
         stages.run(self, "real_pictures")
-        self.variants = list(read_config(self).evaluation.variants)
+        self.variants = [name for name in parts.variants(read_config(self)) if name != COMPRESSED]
         self.next(self.evaluation, foreach="variants")
 
     @card(type="stage", id="progress")
@@ -134,7 +138,7 @@ class SnapFusionFlow(FlowSpec):
         self.guidance_selection_records = {item.input: item.guidance_selection_record for item in inputs}
         self.evaluation_records = {item.input: item.evaluation_record for item in inputs}
         self.merge_artifacts(inputs, exclude=["guidance_selection_record", "evaluation_record"])
-        self.next(self.report)
+        self.next(self.shipped_evaluation)
 
     @step
     def plan_export(self) -> None:
@@ -163,13 +167,20 @@ class SnapFusionFlow(FlowSpec):
     def bundle(self) -> None:
         """Put the components, the tokenizer and the manifest into one folder, and draw with it."""
         stages.bundle(self)
+        self.next(self.shipped_evaluation)
+
+    @card(type="stage", id="progress")
+    @step
+    def shipped_evaluation(self, inputs: Any) -> None:
+        """Draw and measure the packages that ship, beside the models that they were made of."""
+        self.merge_artifacts(inputs, exclude=["variants", "components"])
+        evaluate_bundle(self)
         self.next(self.report)
 
     @card(type="blank", id="report")
     @step
-    def report(self, inputs: Any) -> None:
+    def report(self) -> None:
         """One card and one report.json with everything a person wants to see."""
-        self.merge_artifacts(inputs, exclude=["variants", "components"])
         stages.report(self, current.card["report"])
         self.next(self.end)
 

@@ -16,15 +16,18 @@ from typing import Any
 from artifacts_schema.base import Record
 from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScores
 from artifacts_schema.compression import CompressionRecord, compressed_reports
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands.store_options import store_options
 from flows.compared import beside_others, page_with, runs_to_compare
 from flows.disk_needs import tell_disks
 from flows.environment import PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.fetched import with_inputs_here, with_table_here
+from flows.parts import skipped
+from flows.preflight import check_memory, estimates
 from flows.runtime import (
     card_progress,
     inputs_hash,
@@ -78,11 +81,16 @@ class Records(Mapping[str, Any]):
 def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None = None) -> Any:
     """Run a stage of the table for the flow's task, and leave its record as the artifact `<stage>_record`.
 
-    `more` are records that this task has made itself.
+    `more` are records that this task has made itself. A stage that the run was not asked for leaves a record of that.
     """
     keep_tags(flow)
-    config = with_table_here(read_config(flow)) if STAGES[stage].measures else read_config(flow)
-    record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), Records(flow)), label)  # type: ignore[arg-type]
+    config, records = read_config(flow), Records(flow)
+    record: Any
+    if stage in config.run.skip:
+        record = skipped(stage, records)
+    else:
+        config = with_table_here(config) if STAGES[stage].measures else config
+        record = run_stage(STAGES[stage], config, ChainMap(dict(more or {}), records), label)  # type: ignore[arg-type]
     setattr(flow, f"{stage}_record", pack(record))
     return record
 
@@ -91,7 +99,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     """Checks of every run, then preflight and data."""
     from steps.files.hashes import FileHashes
     from steps.inputs.checks import check_run
-    from steps.inputs.folders import check_unchanged, input_identities, raw_data
+    from steps.inputs.folders import check_unchanged, held_out_identity, input_identities, raw_data
 
     store = store_of(config)
     store.check()
@@ -104,6 +112,7 @@ def start(config: SnapFusionConfig) -> RunPlan:
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
     raw = raw_data(config.data, PROJECT_ROOT, hashes)
     identities = input_identities(config, PROJECT_ROOT, raw)
+    held_out = held_out_identity(config.data, PROJECT_ROOT, raw)
     prepared = []
 
     def work(context: Any, _: None) -> Record:
@@ -115,23 +124,12 @@ def start(config: SnapFusionConfig) -> RunPlan:
         check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes))
         return made
 
-    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities, work=work)
+    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities | held_out, work=work)
+    check_memory(config, plan, store)
     if not prepared:  # else it has told already, before it encoded anything
-        print(_estimates(config, plan))
+        print(estimates(config, plan))
     tell_disks(config, plan)
     return plan
-
-
-def _estimates(config: SnapFusionConfig, plan: RunPlan) -> str:
-    """Time, memory and cost per stage, as far as they can be told beforehand."""
-    from steps.latency.estimates import format_estimates, stage_estimates
-
-    if not plan.estimates:
-        return "no estimates: this plan was made by a version that measured none"
-    origin = plan.provenance
-    machine = f"{origin.device}, {origin.threads} threads" if origin else "an unknown machine"
-    found = stage_estimates(config, plan.estimates)
-    return format_estimates(found, price_of=config.compute.price_of, measured_on=machine)
 
 
 def latency_profile(flow: Any) -> None:
@@ -140,6 +138,8 @@ def latency_profile(flow: Any) -> None:
 
     table = run(flow, "latency_profile")
     config, plan = read_config(flow), Records(flow)["start"]
+    if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture:
+        return  # nothing is searched, so nothing has to be reachable
     unet_config = json.loads(get_bytes(store_of(config), plan.base.files["unet/config.json"]))
     if config.architecture_evolution.decide_by == "macs":
         from steps.inputs.loaded import StageInputs
@@ -251,7 +251,7 @@ def report(flow: Any, card: Any) -> None:
     with in_use(store, f"report of run {output_folder(config).name}"):
         result, page = write_report(
             config,
-            page_records(config, records, manifest, store),
+            page_records(config, records, manifest, store, project_root=PROJECT_ROOT),
             records,
             store,
             bundle=FolderRef.model_validate(flow.bundle_files),
@@ -286,10 +286,8 @@ def end(result: RunReport, run_id: str) -> None:
     print(f"report   {folder / 'report.json'}")
     print(f"pictures {folder / 'pictures'}")
     where = store_options(StoreConfig.model_validate(result.config["store"]))
-    print(f"trace    python -m flows.commands.trace{where} {shlex.quote(result.bundle)}")
-    print(f"outputs  python -m flows.commands.outputs{where} {folder.name}")
-    print(f"promote  python -m flows.commands.promote{where} {folder.name}")
+    print(f"trace    snapfusion trace{where} {shlex.quote(result.bundle)}")
+    print(f"outputs  snapfusion outputs{where} {folder.name}")
+    print(f"promote  snapfusion promote{where} {folder.name}")
     print(f"card     python flows/snapfusion_flow.py card view {run_id}/report --id report")
-    print(
-        f'draw     python -m flows.commands.draw{where} --run {folder.name} "a caption" --output picture.png\n'
-    )
+    print(f'draw     snapfusion draw{where} --run {folder.name} "a caption" --output picture.png\n')

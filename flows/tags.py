@@ -10,6 +10,7 @@ from metaflow import Run, current
 from metaflow.exception import MetaflowException
 
 from artifacts_schema.architecture import EvolutionRecord
+from artifacts_schema.base import Record
 from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config_file, parse_config
 from artifacts_schema.report import RunReport
 from flows.environment import CODE_ROOT
@@ -25,7 +26,7 @@ _NO_CHANGE = ("run.", "store.", "report.", "compute.", "base.path", "promotion."
 
 
 def tags_of(
-    config: SnapFusionConfig, report: RunReport | None = None, evolution: EvolutionRecord | None = None
+    config: SnapFusionConfig, report: RunReport | None = None, evolution: Record | None = None
 ) -> list[str]:
     """Tags of a run: name, preset, base, what differs from the preset, and once there is a report its numbers."""
     preset, changes = preset_of(config)
@@ -36,7 +37,7 @@ def tags_of(
     found += ["smoke"] if config.run.smoke else []
     if report is not None:
         found += _numbers(report)
-    if evolution is not None:
+    if isinstance(evolution, EvolutionRecord):  # where the stage was skipped there is none
         unit = evolution.latency_unit.lower()
         found.append(f"{unit}:{_value(float(f'{evolution.predicted_latency:.3g}'))}")
     return [tag[:_LONGEST] for tag in found]
@@ -63,7 +64,7 @@ def keep_tags(flow: Any) -> None:
 
 
 def tag_run(
-    config: SnapFusionConfig, report: RunReport | None = None, evolution: EvolutionRecord | None = None
+    config: SnapFusionConfig, report: RunReport | None = None, evolution: Record | None = None
 ) -> None:
     """Tag the present run. A service that does not take a tag is no reason to fail."""
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from steps.store import LocalStore, Store
 from steps.store.s3 import S3Store

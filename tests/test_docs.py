@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from snapfusion.command import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
-_OWN_MODULES = ("flows", "steps", "artifacts_schema", "infra", "benchmarks")
+_OWN_MODULES = ("snapfusion", "flows", "steps", "artifacts_schema", "infra", "benchmarks")
 _SKIPPED = {".venv", ".git", ".snapfusion", ".metaflow"}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -100,6 +102,15 @@ def test_named_modules_programs_and_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", text, re.MULTILINE))
     assert not sorted(named - targets)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=_id)
+def test_named_commands_exist(path: Path) -> None:
+    """What follows `snapfusion` in a line of code or in backquotes."""
+    named = set(
+        re.findall(r"(?:^|`)snapfusion ([a-z][\w-]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert not sorted(named - COMMANDS.keys())
 
 
 def test_readme_is_short() -> None:

@@ -13,12 +13,12 @@ import pytest
 from steps.stages.versions import source_hash
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("flows", "steps", "artifacts_schema", "infra", "configs")
+PACKAGES = ("snapfusion", "flows", "steps", "artifacts_schema", "infra", "configs", "assets/latency_tables")
 _UV = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
 _IMPORT_ALL = """
 import importlib, pkgutil, warnings
 warnings.simplefilter("ignore")
-for package in ("artifacts_schema", "steps", "infra", "flows"):
+for package in ("artifacts_schema", "steps", "infra", "flows", "snapfusion"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if module.name.endswith("__main__"):
             continue
@@ -64,7 +64,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     source = folder / "source"  # building leaves files beside the source
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "assets").mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "assets/LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     _uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(source))
@@ -105,6 +104,34 @@ def test_the_installed_flow_is_shown_and_knows_its_presets(installed: Installed)
     where = installed.run("-c", "import configs; print(*configs.__path__)").stdout.strip()
     preset = str(Path(where) / "smoke.toml")
     installed.run("-m", "flows.snapfusion_flow", "--config", "config", preset, "show")
+
+
+@pytest.mark.long
+def test_an_installed_program_finds_the_latency_tables_that_came_with_it(installed: Installed) -> None:
+    code = (
+        "from artifacts_schema.config import parse_config; from flows.runtime import with_table_found\n"
+        "named = {'latency_profile': {'table': 'assets/latency_tables/published_snapfusion.json'}}\n"
+        "print(with_table_found(parse_config(named)).latency_profile.table)"
+    )
+    assert "site-packages" in installed.run("-c", code).stdout
+
+
+@pytest.mark.long
+def test_the_installed_command_is_on_the_path_and_knows_its_presets(installed: Installed) -> None:
+    command = installed.python.with_name("snapfusion")
+    shown = subprocess.run(
+        [command, "config", "show", "--preset", "smoke"],
+        cwd=installed.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 'path = "micro"' in shown.stdout
+    done = subprocess.run(
+        [command, "doctor", "--quick"], cwd=installed.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1  # the included models come with a clone
+    assert "copy assets/ of a clone" in done.stdout
 
 
 @pytest.mark.long

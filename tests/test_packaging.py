@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-_OWN = {"flows", "steps", "artifacts_schema", "infra", "benchmarks", "tests", "configs"}
+_OWN = {"snapfusion", "flows", "steps", "artifacts_schema", "infra", "benchmarks", "tests", "configs"}
 _CLUSTER = ("flows/remote_settings.py",)
 _PRETRAINING = ("steps/pretraining", "steps/stages/pretraining.py", "flows/pretrain_flow.py")
 
@@ -68,7 +68,7 @@ def _undeclared(modules: Iterable[str], declared: set[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("extras", "folders", "without"),
     [
-        ((), ("flows", "steps", "artifacts_schema"), (*_PRETRAINING, *_CLUSTER)),
+        ((), ("snapfusion", "flows", "steps", "artifacts_schema"), (*_PRETRAINING, *_CLUSTER)),
         (("cluster",), _CLUSTER, ()),
         (("pretrain",), _PRETRAINING, ()),
         (("dev",), ("infra", "tests", "benchmarks"), ()),

@@ -1,9 +1,9 @@
 """The garbage collector: removes from a store what no kept run refers to.
 
-    python -m flows.commands.collect                                    # only says what it would remove
-    python -m flows.commands.collect --keep-last 5 --delete             # removes all runs but the five newest
-    python -m flows.commands.collect --store s3://bucket/project --delete
-    python -m flows.commands.collect --store s3://bucket/project --cache --delete    # this machine's cache of it instead
+    snapfusion collect                                    # only says what it would remove
+    snapfusion collect --keep-last 5 --delete             # removes all runs but the five newest
+    snapfusion collect --store s3://bucket/project --delete
+    snapfusion collect --store s3://bucket/project --cache --delete    # this machine's cache of it instead
 
 A run refers to the stages it used (`runs/<run id>/...`, written before a stage asks the cache) and to the records in
 its report. Every run is kept unless --keep-last or --drop says otherwise. Never removed: what is younger than
@@ -11,6 +11,7 @@ its report. Every run is kept unless --keep-last or --drop says otherwise. Never
 Nothing is removed while anything works on the store; what comes meanwhile waits.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -42,8 +43,8 @@ def describe(garbage: Garbage, *, removed: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.collect", __doc__)
     parser.add_argument(
         "--keep-last", type=int, default=None, metavar="N", help="keep the N newest runs only"
@@ -61,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--dry-run", action="store_true", help="only say what would go (the default)")
     choice.add_argument("--delete", action="store_true", help="remove it")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = build_parser()
     options = parser.parse_args(arguments)
     # NaN, too, which is younger than nothing.
     if not options.min_age_hours >= 1.0 or (options.keep_last is not None and options.keep_last < 0):

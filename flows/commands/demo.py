@@ -1,8 +1,8 @@
 """A page to try a student: type a prompt, and base and student draw it side by side from the same noise.
 
-    python -m flows.commands.demo                                   # the runs in the store, the newest first
-    python -m flows.commands.demo --student somewhere/student       # a folder, without any run
-    python -m flows.commands.demo --student fetched --base my/base --port 8000
+    snapfusion demo                                   # the runs in the store, the newest first
+    snapfusion demo --student somewhere/student       # a folder, without any run
+    snapfusion demo --student fetched --base my/base --port 8000
 
 It takes the extra `demo` (Gradio) and listens on this machine only, unless --host says otherwise. The base of a folder
 is the included one where that reads prompts with the same text encoder, or the one that --base names.

@@ -1,13 +1,14 @@
 """Draws a picture from a finished run: prompt in, PNG out.
 
-    python -m flows.commands.draw "woman surfing dark skin tone" --output surfing.png
-    python -m flows.commands.draw "red flag" --model base --steps 50 --seed 3
+    snapfusion draw "woman surfing dark skin tone" --output surfing.png
+    snapfusion draw "red flag" --model base --steps 50 --seed 3
 
 The run is the newest one with a report, or the one named with --run (a run id as printed at its end).
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -42,9 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Parse, draw, say where the picture is."""
-    arguments = build_parser().parse_args()
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)

@@ -1,13 +1,14 @@
 """Draws a picture with a bundle's own files, on any machine: prompt in, PNG out.
 
-    python -m flows.commands.draw_bundle .snapfusion/runs/<run id>/bundle "woman surfing" --output surfing.png
+    snapfusion draw-bundle .snapfusion/runs/<run id>/bundle "woman surfing" --output surfing.png
 
 Slow: the programs are interpreted (`steps/export/interpreter.py`), not run by Core ML. Seed for seed the noise is that
-of `python -m flows.commands.draw`, so that its pictures can be set beside these.
+of `snapfusion draw`, so that its pictures can be set beside these.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.prepared import as_called, exit_code, parser_for, write_as_called
@@ -28,9 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Parse, draw, say where the picture is."""
-    arguments = build_parser().parse_args()
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         picture = draw_png(

@@ -1,6 +1,6 @@
 """Writes the latency kit of a base: every block as a package, for a Mac or an iPhone to time.
 
-    python -m flows.commands.export_blocks --config configs/openmoji.toml kit
+    snapfusion export --config configs/openmoji.toml kit
 
 Copy the folder to a Mac and run `python3 measure_on_mac.py` in it; then set `latency_profile.backend = "device"` and
 `latency_profile.table` to the latency.json that it leaves, with the kit's manifest.json beside it.
@@ -9,6 +9,7 @@ Copy the folder to a Mac and run `python3 measure_on_mac.py` in it; then set `la
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts_schema.config import load_config_file
@@ -30,9 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Parse, export, say what to do next."""
-    arguments = build_parser().parse_args()
+    arguments = build_parser().parse_args(words)
     quiet_libraries()
 
     def work() -> None:

@@ -1,14 +1,15 @@
 """Reads everything in a store (objects, documents, checkpoints) and says what is not as it was written.
 
-    python -m flows.commands.fsck                                    # reads and tells; 1 when something is damaged
-    python -m flows.commands.fsck --store s3://bucket/project
-    python -m flows.commands.fsck --repair                           # removes what can be made or fetched again
+    snapfusion fsck                                    # reads and tells; 1 when something is damaged
+    snapfusion fsck --store s3://bucket/project
+    snapfusion fsck --repair                           # removes what can be made or fetched again
 
 Whatever is damaged is never used, with or without this command. --repair removes damaged objects, entries of the stage
 cache, checkpoints and cached copies, so that the next run makes, stores or fetches them again; it needs the store to
 itself. Reports, records, notes of runs and documents of unknown kinds are left alone: restore them from a backup.
 """
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -78,10 +79,16 @@ def check(store: Store, *, repair: bool) -> int:
     return left
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. 0 when nothing is damaged, or nothing is any more; 1 otherwise."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.fsck", __doc__)
     parser.add_argument("--repair", action="store_true", help="remove what can be made or fetched again")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line. 0 when nothing is damaged, or nothing is any more; 1 otherwise."""
+    parser = build_parser()
     options = parser.parse_args(arguments)
     config = store_config(options)
     folder = local_folder(config, WORK_ROOT)

@@ -1,16 +1,18 @@
 """Fetches what a run leaves for people from its store, on any machine: bundle, student, report.json and pictures.
 
-    python -m flows.commands.outputs                                    # of the newest run, to .snapfusion/runs/<run id>
-    python -m flows.commands.outputs 1720000000000000 --to results
-    python -m flows.commands.outputs 42 --store s3://bucket/project
+    snapfusion outputs                                    # of the newest run, to .snapfusion/runs/<run id>
+    snapfusion outputs 1720000000000000 --to results
+    snapfusion outputs 42 --store s3://bucket/project
 
 Every file is verified by its hash. Files of the same names are replaced, others stay.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts_schema.config import ReportConfig
+from artifacts_schema.run_configs import ReportConfig
 from flows.commands.prepared import as_called, exit_code
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
@@ -20,14 +22,19 @@ from steps.report.stored import find_report
 from steps.store import open_store
 
 
-def main() -> int:
-    """Parse, fetch, say where everything is."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.outputs", __doc__)
     parser.add_argument("run", nargs="?", help="run id; default: the newest run with a report")
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="default: where runs on this machine put theirs"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, fetch, say where everything is."""
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)

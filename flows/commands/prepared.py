@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifacts_schema.config import InvalidConfig
+from flows.commands.parser import CommandParser
 from flows.environment import prepare_paths
+from flows.text import printable
 from steps.files.errors import SnapFusionError
 
 _CALLED_FROM = Path.cwd()
@@ -20,10 +22,8 @@ logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 
 def parser_for(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, as it stands there."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """A parser whose help is a module's docstring, as it stands there, under the name that it was called by."""
+    return CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def as_called(path: Path) -> Path:
@@ -43,7 +43,10 @@ def exit_code(work: Callable[[], None]) -> int:
     """0 when `work` is done, 1 after saying what was wrong."""
     try:
         work()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        raise
     except (SnapFusionError, InvalidConfig, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A name in it may be somebody else's: a terminal obeys none of it.
+        print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr)
         return 1
     return 0

@@ -1,14 +1,16 @@
 """Holds a finished run against the champion, and makes it the champion if it passes the gate.
 
-    python -m flows.commands.promote 1720000000000000
-    python -m flows.commands.promote 42 --store s3://bucket/project
-    python -m flows.commands.promote 42 --force "the test pictures were looked at"     # whatever the gate says
+    snapfusion promote 1720000000000000
+    snapfusion promote 42 --store s3://bucket/project
+    snapfusion promote 42 --force "the test pictures were looked at"     # whatever the gate says
 
 The conditions are those of the run's own section [promotion], or of another file's (--config). Exit status: 0 when the run
 became champion, 1 otherwise.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts_schema.config import load_config_file, parse_config
@@ -24,15 +26,20 @@ from steps.registry.champion import current_champion, promote
 from steps.store import Store, open_store
 
 
-def main() -> int:
-    """Parse, decide, say."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.promote", __doc__)
     parser.add_argument("run", help="run id, name of a run, or latest")
     parser.add_argument("--config", type=Path, help="a TOML file whose [promotion] and [notify] count")
     parser.add_argument(
         "--force", metavar="REASON", help="without the gate; the reason goes into the history"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, decide, say."""
+    arguments = build_parser().parse_args(words)
     outcomes: list[PromotionDecision] = []
 
     def work() -> None:

@@ -1,13 +1,15 @@
 """Puts a run's student on a model hub: weights, the classes that diffusers lacks, and its card.
 
-    python -m flows.commands.publish latest owner/name
-    python -m flows.commands.publish .snapfusion/runs/<run id>/student owner/name --private
+    snapfusion publish latest owner/name
+    snapfusion publish .snapfusion/runs/<run id>/student owner/name --private
 
 The hub is huggingface.co, or the one that HF_ENDPOINT names. It takes a token: `hf auth login`, or HF_TOKEN.
 """
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.prepared import as_called, exit_code
@@ -18,13 +20,18 @@ from steps.cache.leases import in_use
 from steps.store import open_store
 
 
-def main() -> int:
-    """Parse, upload, say where it is."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.publish", __doc__)
     parser.add_argument("run", help="run id or name, `latest`, `champion`, or a student's folder")
     parser.add_argument("name", help="owner/name of the model repository")
     parser.add_argument("--private", action="store_true", help="a repository that only its owner sees")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, upload, say where it is."""
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         online()

@@ -1,13 +1,15 @@
 """Makes an earlier champion the champion again, or shows who was champion when.
 
-    python -m flows.commands.rollback                        # to the one before
-    python -m flows.commands.rollback 1720000000000000
-    python -m flows.commands.rollback --history
+    snapfusion rollback                        # to the one before
+    snapfusion rollback 1720000000000000
+    snapfusion rollback --history
 
 The history is only ever appended to.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from artifacts_schema.config import parse_config
 from flows.commands.prepared import exit_code
@@ -20,13 +22,18 @@ from steps.registry.champion import champion_history, rollback, usable_report
 from steps.store import Store, open_store
 
 
-def main() -> int:
-    """Parse, roll back, say."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.rollback", __doc__)
     parser.add_argument("run", nargs="?", help="run id of an earlier champion; default: the one before")
     parser.add_argument("--reason", default="", help="goes into the history")
     parser.add_argument("--history", action="store_true", help="show every change of the champion and end")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, roll back, say."""
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)

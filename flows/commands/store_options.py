@@ -5,16 +5,14 @@ import logging
 import shlex
 import sys
 
-from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
+from artifacts_schema.config import InvalidConfig, parse_config
+from artifacts_schema.run_configs import StoreConfig
+from flows.commands.parser import command_of, command_parser
 
 
 def store_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m module`, with the options that name a store."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """The parser of the command that `module` is, with the options that name a store."""
+    parser = command_parser(command_of(module), description)
     default = StoreConfig()
     parser.add_argument(
         "--store",

@@ -1,11 +1,13 @@
 """Says what a bundle was made from: which runs, and their code, data and configuration.
 
-    python -m flows.commands.trace .snapfusion/runs/<run id>/bundle
+    snapfusion trace .snapfusion/runs/<run id>/bundle
 
 Without the store of the run it says what the bundle's own manifest does: hashes of weights and records.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.prepared import as_called, exit_code
@@ -16,11 +18,16 @@ from steps.report.trace import describe, made_of, runs_of
 from steps.store import open_store
 
 
-def main() -> int:
-    """Parse, look, print. 1 when the bundle was changed or no run is known that made it."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = store_parser("flows.commands.trace", __doc__)
     parser.add_argument("bundle", type=Path, help="a bundle's folder")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, look, print. 1 when the bundle was changed or no run is known that made it."""
+    arguments = build_parser().parse_args(words)
 
     def work() -> None:
         folder = as_called(arguments.bundle)

@@ -1,6 +1,6 @@
 """Starts an S3 server on this machine, without Docker, and keeps it running until Ctrl-C.
 
-    python -m infra.local                      # data and keys in .snapfusion/s3-server
+    snapfusion s3-server                      # data and keys in .snapfusion/s3-server
     source .snapfusion/s3-server/environment   # in another terminal: everything a run needs to use it
 
 The keys are made once and kept in the folder, readable by this user only. The server listens on 127.0.0.1 only.
@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.local.seaweedfs import Identity, Server, ServerError, serve
@@ -62,17 +62,22 @@ def announce(server: Server, folder: Path, bucket: str) -> None:
     print("# Ctrl-C stops it; the data stay.", flush=True)
 
 
-def main() -> int:
-    """Serve until SIGINT or SIGTERM."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.local",
+        prog="snapfusion s3-server",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, default=Path(".snapfusion/s3-server"))
     parser.add_argument("--port", type=int, default=8333, help="of the S3 interface; 0: any free one")
     parser.add_argument("--bucket", default="snapfusion")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    arguments = build_parser().parse_args(words)
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()

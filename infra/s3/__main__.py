@@ -1,6 +1,6 @@
 """Prints a least-privilege policy as JSON and, on standard error, how the bucket keeps what a runner overwrites.
 
-python -m infra.s3 --bucket my-bucket --prefix my-project --role runner > policy.json
+snapfusion s3 --bucket my-bucket --prefix my-project --role runner > policy.json
 aws iam put-role-policy --role-name snapfusion --policy-name store --policy-document file://policy.json
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from infra.s3.policy import PICKLES, ROLES, keep_versions, policy
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.s3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="snapfusion s3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bucket", required=True)
     parser.add_argument("--prefix", required=True, help="the part of store.root after the bucket")
@@ -24,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kms-key", help="ARN of the key, with encryption by a key of your own (store.kms_key)"
     )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         found = policy(

@@ -4,7 +4,7 @@
 |---|---|
 | runner | read, write and list below the project's prefix; remove checkpoints, probes and its own leases only |
 | reader | read and list: drawing pictures, comparing runs; and tell the collector that it does |
-| collector | what a reader may, and remove, unfinished uploads included: `python -m flows.commands.collect --delete` |
+| collector | what a reader may, and remove, unfinished uploads included: `snapfusion collect --delete` |
 
 Nobody may read, write or list outside the prefix, change the bucket, its policy or its versions; what a collector may
 see of other projects are the names of what is being uploaded. A run that is taken over by somebody else can therefore

@@ -92,7 +92,7 @@ def _word(store: Store, word: str, runs: Sequence[str]) -> str:
     champion = current_champion(store)
     if champion is None:
         raise SnapFusionError(
-            f"the store {store.root} has no champion yet; `python -m flows.commands.promote RUN` makes a run the champion"
+            f"the store {store.root} has no champion yet; `snapfusion promote RUN` makes a run the champion"
         )
     if champion not in runs:
         raise SnapFusionError(

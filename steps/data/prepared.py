@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from artifacts_schema.config import DataConfig
 from artifacts_schema.data import SPLIT_NAMES, PreparedDataRef, PreparedSplit, Shard, SplitName
+from artifacts_schema.run_configs import DataConfig
 from steps.data.source import OpenMojiSource, Picture, Source
 from steps.data.webdataset import WebDatasetSource
 from steps.files.errors import DataError

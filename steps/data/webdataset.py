@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
-from artifacts_schema.config import DataConfig
+from artifacts_schema.run_configs import DataConfig
 from steps.data.openmoji import Split
 from steps.data.shards import expand_shards
 from steps.data.source import Picture, well_mixed

@@ -164,9 +164,9 @@ class VelocityLoss:
 class DistillationLoss:
     """Step distillation from 2N to N steps: L = L_dstl + gamma * stop_gradient(L_dstl / L_ori) * L_ori.
 
-    The teacher makes two DDIM steps on its 2N-step grid, t -> t' -> t'', starting on a point of the student's
-    N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq. 7-9). With
-    probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
+    The teacher makes two DDIM steps on its 2N-step grid (more on that of `teacher_steps`), t -> t' -> t'', starting on a
+    point of the student's N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq.
+    7-9). With probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
     the same w, drawn per sample from `cfg_range` (eq. 10, 11), and each sample's loss is divided by
     `guidance_power(w)`. L_ori draws t over all training timesteps. gamma's ratio is that of each micro-batch,
     over all ranks: that of a whole step is known only after its last forward pass.
@@ -178,6 +178,8 @@ class DistillationLoss:
     cfg_probability: float
     cfg_range: tuple[float, float]
     gamma: float
+    dynamic_gamma: bool = True  # False: gamma times L_ori as it is
+    teacher_steps: int | None = None  # a multiple of the student's; None: twice as many
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named terms: loss, distillation, original, and cfg (1 in a guided iteration)."""
@@ -204,8 +206,11 @@ class DistillationLoss:
         if original is None or original_v_hat is None:
             return {"loss": distillation, **terms}
         l_ori = _mean_square(original_v_hat - original.v).mean()
-        sizes = mean_over_ranks(torch.stack((distillation, l_ori))) if batch.ranks > 1 else None
-        loss = combined_loss(distillation, l_ori, self.gamma, sizes)
+        if self.dynamic_gamma:
+            sizes = mean_over_ranks(torch.stack((distillation, l_ori))) if batch.ranks > 1 else None
+            loss = combined_loss(distillation, l_ori, self.gamma, sizes)
+        else:
+            loss = distillation + self.gamma * l_ori
         return {"loss": loss, **terms, "original": l_ori}
 
     @property
@@ -217,8 +222,10 @@ class DistillationLoss:
     def teacher_target(self, start: Example, point: Tensor, w: Tensor | None) -> Tensor:
         """x~ of eq. 9 for examples at the student's grid points `point` (n,); guided where w is given."""
         schedule, z = self.sampling.schedule, start.item.z
-        # The student's point k is the teacher's point 2k.
-        points = schedule.grid_to_clean(2 * self.student_steps)[2 * point + torch.arange(3).unsqueeze(1)]
+        # The student's point k is the teacher's point 2k, or `many` k.
+        steps = self.teacher_steps or 2 * self.student_steps
+        many = steps // self.student_steps
+        points = schedule.grid_to_clean(steps)[many * point + torch.arange(many + 1).unsqueeze(1)]
 
         def network(z: Tensor, t: Tensor) -> Tensor:
             item = UNetInput(z, t, start.item.embeddings)

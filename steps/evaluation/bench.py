@@ -12,33 +12,48 @@ from artifacts_schema.base import content_hash
 from artifacts_schema.data import SplitName
 from artifacts_schema.evaluation import GuidancePoint, RealSplit
 from artifacts_schema.plan import InputName
-from artifacts_schema.stage_configs import KEPT_PICTURES
+from artifacts_schema.protocol import Part
+from artifacts_schema.result_configs import KEPT_PICTURES
 from steps.data.groups import picture_group
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.sampler import Sampler, decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.evaluation.distances import clustered_mean, frechet_distance, kernel_distance
-from steps.evaluation.features import FeatureExtractor, load_features
+from steps.evaluation.features import FeatureExtractor, features_identity, load_features
+from steps.evaluation.protocol import calibrate, check_environment, check_evaluator, pictures_of
+from steps.evaluation.subject import FrozenSubject, subject_of
 from steps.files.errors import EvaluationError
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.models.clip import ClipScorer
-from steps.training.randomness import epoch_indices, keyed_normal, spawn
+from steps.training.randomness import epoch_indices, keyed_normal
 
-NOISE_SEED = 20230606  # fixed: every variant of every run draws the same noise
-RETRIEVAL_CANDIDATES = 100
 EVALUATOR_OF: dict[str, InputName] = {"validation": "signal_clip", "test": "measure_clip"}
 """Decisions are made by one evaluator, results measured by another."""
 
 
 class Bench:
-    """Captions, noise and evaluators of a split; the same for every variant of a run."""
+    """Captions, noise and evaluators of a split or a frozen protocol; the same for every variant of a run.
 
-    def __init__(self, inputs: StageInputs, split: SplitName, features: str, context: StageContext) -> None:
+    `part` is of a frozen protocol: its held-out captions, or what is reported apart. Raises EvaluationError where the run
+    has another evaluator, other features or another picture size than the protocol.
+    """
+
+    def __init__(
+        self,
+        inputs: StageInputs,
+        split: SplitName,
+        features: str,
+        context: StageContext,
+        part: Part = "held_out",
+    ) -> None:
         self.inputs, self.split, self.context = inputs, split, context
         self.feature_name = features
-        self.captions = inputs.data.captions(split)
-        self.texts = list(dict.fromkeys(self.captions))
+        self.subject = subject_of(inputs, split, part)
+        self.captions, self.texts = self.subject.captions, self.subject.texts
+        if isinstance(self.subject, FrozenSubject):
+            identity = inputs.identity(EVALUATOR_OF[split])
+            check_evaluator(self.subject.protocol, identity, features, features_identity(features))
         if len({picture_group(caption) for caption in self.texts}) < _FEWEST_GROUPS:
             raise EvaluationError(
                 f"the split {split!r} has {len(self.texts)} captions of "
@@ -59,11 +74,21 @@ class Bench:
 
     def chosen(self, count: int) -> Tensor:
         """(count,) which captions are drawn: all of them in turn, in an order of their own."""
-        return epoch_indices(samples=len(self.texts), start=0, count=count, seed=NOISE_SEED)
+        return epoch_indices(samples=len(self.texts), start=0, count=count, seed=self.subject.seed)
 
     def drawn(self, count: int) -> list[str]:
         """The captions of `count` pictures."""
         return [self.texts[i] for i in self.chosen(count).tolist()]
+
+    def noise(self, count: int) -> Tensor:
+        """(count, c, h, w): what the pictures are drawn from, whoever draws them."""
+        return keyed_normal(
+            self.inputs.base.latent_shape,
+            seed=self.subject.seed,
+            name="evaluation",
+            iteration=0,
+            indices=torch.arange(count),
+        )
 
     def draw(  # noqa: PLR0913 - what decides a picture
         self,
@@ -77,17 +102,19 @@ class Bench:
         sampler: Sampler,
     ) -> Tensor:
         """uint8 pictures (count, 3, H, W) at one guidance scale; picture i has the i-th of the `chosen` captions."""
-        base, data, numbers = self.inputs.base, self.inputs.data, torch.arange(count)
-        first = {caption: index for index, caption in reversed(list(enumerate(self.captions)))}
-        rows = torch.tensor([first[caption] for caption in self.drawn(count)])
+        base = self.inputs.base
+        if isinstance(self.subject, FrozenSubject) and base.image_size != self.subject.protocol.image_size:
+            raise EvaluationError(
+                f"protocol {self.subject.protocol.name!r} is of pictures of {self.subject.protocol.image_size} pixels a "
+                f"side, the base draws {base.image_size}; freeze protocols of that size"
+            )
+        embeddings, empty = self.subject.embeddings(base, self.chosen(count).tolist())
         latents = sample_latents(
             unet,
             NoiseSchedule.from_config(base.scheduler_config),
-            noise=keyed_normal(
-                base.latent_shape, seed=NOISE_SEED, name="evaluation", iteration=0, indices=numbers
-            ),
-            embeddings=data.embeddings(self.split, rows),
-            empty_embedding=data.empty_embedding,
+            noise=self.noise(count),
+            embeddings=embeddings,
+            empty_embedding=empty,
             steps=steps,
             guidance_scale=scale,
             prediction_type=prediction_type,
@@ -104,9 +131,7 @@ class Bench:
         """
         real, real_captions = reference
         groups, features = groups_of(captions), self.features(images)
-        embedded = self.clip.image_embeddings(images)
-        clip = (embedded * self.clip.text_embeddings(captions)).sum(-1)
-        hits = self._retrieval(embedded, captions)
+        clip, hits = self.told(images, captions)
         numbers = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         caption = torch.tensor([numbers[text] for text in captions])
         # Everything that is measured is measured here; the rest of the pictures would be the bulk of the store.
@@ -128,32 +153,54 @@ class Bench:
         )
 
     def protocol(self, real: RealSplit, pictures: int) -> dict[str, Any]:
-        """What makes two evaluations comparable: neither the training data nor the scales that were tried."""
+        """What makes two evaluations comparable: neither the training data nor the scales that were tried.
+
+        `frozen` is the frozen protocol's hash, empty where the run measures on a split of its own.
+        """
+        frozen = self.subject.protocol
         return {
             "split": self.split,
+            "frozen": frozen.identity() if frozen else "",
             "pictures": pictures,
             "captions": content_hash(self.texts),
             "real_pictures": real.sha256,
             "features": self.feature_name,
             "evaluator": self.inputs.identity(EVALUATOR_OF[self.split]),
-            "noise_seed": NOISE_SEED,
+            "noise_seed": self.subject.seed,
         }
 
     @cached_property
     def candidates(self) -> tuple[list[str], Tensor]:
-        """Captions a picture must be told from: the split's first hundred after shuffling."""
-        size = len(self.texts)
-        order = epoch_indices(samples=size, start=0, count=size, seed=spawn(NOISE_SEED, "retrieval"))
-        names = [self.texts[i] for i in order.tolist()][:RETRIEVAL_CANDIDATES]
-        return names, self.clip.text_embeddings(names)
+        """Captions a picture must be told from, and their embeddings."""
+        return self.subject.candidates, self.clip.text_embeddings(self.subject.candidates)
 
-    def _retrieval(self, embedded: Tensor, captions: list[str]) -> Tensor:
-        """(n,) whether a picture is nearer to its own caption than to every other candidate."""
-        names, candidates = self.candidates
+    def check_environment(self, reference: NDArray[Any]) -> None:
+        """Refuse an environment in which the instruments differ from where the protocol was frozen.
+
+        `reference` are the features of the reference. Raises EvaluationError.
+        """
+        subject = self.subject
+        if not isinstance(subject, FrozenSubject) or subject.part != "held_out":
+            return
+        found = calibrate(
+            subject.calibration,
+            pictures_of(subject.protocol, subject.calibration, subject.folder),
+            clip=self.clip,
+            candidates=self.candidates,
+            features=self.features,
+            reference=reference,
+        )
+        check_environment(subject.protocol, found)
+
+    def told(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Of pictures (n, 3, H, W): the cosine (n,) with its caption, and (n,) whether that is the nearest of all
+        candidates.
+        """
+        embedded = self.clip.image_embeddings(images)
         own = (embedded * self.clip.text_embeddings(captions)).sum(-1)
-        others = embedded @ candidates.T
+        names, candidates = self.candidates
         same = torch.tensor([[name == caption for name in names] for caption in captions])
-        return own > others.masked_fill(same, -2.0).amax(-1)
+        return own, own > (embedded @ candidates.T).masked_fill(same, -2.0).amax(-1)
 
 
 _FEWEST_GROUPS = 3

@@ -98,6 +98,12 @@ def kernel_distance(
     return Estimate(float(found[-1]), found[:-1], len(generated))
 
 
+def mean_kernel(generated: Features, real: Features) -> Numbers:
+    """(n,) the mean kernel of each of (n, d) with all of (m, d)."""
+    found: Numbers = _kernel(generated, real).mean(1)
+    return found
+
+
 def _between(total: Numbers) -> Numbers:
     """A sum (groups, groups) over the pairs of different groups: without each group, and last with all of them."""
     apart = total - np.diag(np.diag(total))

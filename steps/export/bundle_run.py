@@ -101,6 +101,14 @@ class Bundle:
         divided = latents / self.manifest.runtime_scaling_factor
         return self.vae_decoder.run({"z": divided}, rounded=rounded)["image"]
 
+    def guided(self, guidance_scale: float) -> "Bundle":
+        """The same bundle, drawing at another guidance scale than its manifest recommends."""
+        manifest = self.manifest.model_copy(update={"guidance_scale": guidance_scale})
+        programs: dict[str, Program | ChunkedProgram] = {
+            name: getattr(self, name) for name in REQUIRED_COMPONENTS
+        }
+        return Bundle(manifest, self.tokenizer, programs)
+
     def with_programs(self, programs: Mapping[Component, Program | ChunkedProgram]) -> "Bundle":
         """The same bundle with other programs in the place of some of its own."""
         own: dict[str, Program | ChunkedProgram] = {name: getattr(self, name) for name in REQUIRED_COMPONENTS}
@@ -145,7 +153,7 @@ class Bundle:
 def draw_png(
     folder: Path, prompt: str, *, negative_prompt: str = "", seed: int = 0, rounded: bool = True
 ) -> bytes:
-    """One picture as PNG bytes, from the noise that `python -m flows.commands.draw` draws with.
+    """One picture as PNG bytes, from the noise that `snapfusion draw` draws with.
 
     Raises ExportError for an empty prompt, and as `Bundle.open` and `Bundle.draw` do.
     """

@@ -11,7 +11,7 @@ from torch import nn
 
 from artifacts_schema.bundle import Component, Prediction
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.attention import SplitEinsumProcessor
@@ -142,7 +142,7 @@ class TextEncoder(Exportable):
 
 
 class UNet(Exportable):
-    """The stored UNet, returning noise whatever it predicts."""
+    """The stored UNet or the base's, returning noise whatever it predicts."""
 
     name = "unet"
     needs = ("text_encoder",)  # of which its samples are made
@@ -156,13 +156,12 @@ class UNet(Exportable):
         self.quantity = "recovered velocity" if self.velocity else "noise"
 
     @property
-    def stored(self) -> WeightsRef:
-        if self.source.weights is None:
-            raise ExportError("unet: expected the weights to export, found none")
+    def stored(self) -> WeightsRef | None:
         return self.source.weights
 
     def model(self) -> nn.Module:
-        unet: nn.Module = load_model(self.source.store, self.stored)
+        base = self.source.base
+        unet: nn.Module = base.unet if self.stored is None else load_model(self.source.store, self.stored)
         return unet
 
     def wrapper(self, model: UNet2DConditionModel) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artifacts_schema.bundle import Component, DrawingScores
-from artifacts_schema.stage_configs import CoremlCompressionConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig
 from steps.export.bundle_pictures import score
 from steps.export.bundle_run import Bundle
 from steps.export.interpreter import ChunkedProgram, Program

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.bundle import Component, Parity, ParityPoint
-from artifacts_schema.stage_configs import ProgramCheckConfig
+from artifacts_schema.result_configs import ProgramCheckConfig
 from steps.export.contract import Contract
 from steps.export.interpreter import ChunkedProgram, Program, load_packages
 from steps.export.rounding import rounded_results, with_rounded_weights

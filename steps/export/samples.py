@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from artifacts_schema.stage_configs import ProgramCheckConfig
+from artifacts_schema.result_configs import ProgramCheckConfig
 from steps.data.prepared import PreparedData
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.program_check import Sample

@@ -19,7 +19,7 @@ from steps.files.errors import DamagedError
 _SEAL = "seal"
 _DOCUMENT = re.compile(rb'\{"seal": "([0-9a-f]{64})", "document": (.*)\}\n', re.DOTALL)
 
-_WHAT_TO_DO = "run `python -m flows.commands.fsck` on the store"
+_WHAT_TO_DO = "run `snapfusion fsck` on the store"
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

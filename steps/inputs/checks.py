@@ -13,17 +13,18 @@ from pathlib import Path
 
 from artifacts_schema.config import SnapFusionConfig
 from steps.files.disk import check_disk, used_bytes
-from steps.files.errors import BaseModelError, ConfigError
+from steps.files.errors import ArchitectureError, BaseModelError, ConfigError
 from steps.inputs.folders import MICRO, base_folder
+from steps.unet.architecture import named_spec, validate
 
 _PROBE_BYTES = 16 << 20
-_SPARE_BYTES = 1 << 30
+SPARE_BYTES = 1 << 30
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 # Optimizer moments, weights and moving average are each as large as the float32 weights.
 _CHECKPOINT_COPIES = 5
 _CHECKPOINTS = 3  # of the training at hand: two are kept while the next is written
 # Checkpoints of every training stage, their results, pictures and packages.
-_STORE_COPIES = 60
+STORE_COPIES = 60
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,25 @@ def check_run(config: SnapFusionConfig, project_root: Path, local: Path) -> None
     """Raises ConfigError, BaseModelError or DiskFullError. `local` is the folder where the store keeps its files here."""
     facts = MICRO_FACTS if config.base.path == MICRO else facts_of(base_folder(config, project_root))
     _check_export(config, facts)
+    _check_architecture(config, project_root)
     _check_room(config, 4 * facts.unet_parameters, local)
+
+
+def _check_architecture(config: SnapFusionConfig, project_root: Path) -> None:
+    """Refuse an architecture that is given and not one of this base, before hours of training. Raises ConfigError."""
+    given = config.architecture_evolution.architecture
+    if given is None or "architecture_evolution" in config.run.skip or config.base.path == MICRO:
+        return  # `start` makes the micro base; the stage checks what it is given, too
+    path = base_folder(config, project_root) / "unet/config.json"
+    try:
+        unet = json.loads(path.read_text(encoding="utf-8"))
+        validate(named_spec(given, unet) if isinstance(given, str) else given.spec(), unet)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"the base's file {path} cannot be read: {error}") from error
+    except ArchitectureError as error:
+        raise ConfigError(
+            f"architecture_evolution.architecture is none of the base {config.base.path}: {error}"
+        ) from error
 
 
 def facts_of(folder: Path) -> BaseFacts:
@@ -101,7 +120,7 @@ def _check_room(config: SnapFusionConfig, weights: int, local: Path) -> None:
     """
     local.mkdir(parents=True, exist_ok=True)
     checkpoint = _CHECKPOINT_COPIES * weights
-    needed = max(_STORE_COPIES * weights - used_bytes(local), _CHECKPOINTS * checkpoint) + _SPARE_BYTES
+    needed = max(STORE_COPIES * weights - used_bytes(local), _CHECKPOINTS * checkpoint) + SPARE_BYTES
     check_disk(local, needed, "this run's store (store.root, with S3 store.local)")
     seconds = checkpoint / _write_speed(local)
     if seconds > config.compute.sigterm_grace_s:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from artifacts_schema.config import ComputeConfig
+from artifacts_schema.run_configs import ComputeConfig
 from steps.files.errors import ConfigError, StoreError
 from steps.files.progress import NullProgress, Progress
 from steps.store.base import Mirror, Store

@@ -15,7 +15,8 @@ from typing import Any
 from braceexpand import braceexpand
 
 from artifacts_schema.base import content_hash
-from artifacts_schema.config import SnapFusionConfig, StoreConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.run_configs import StoreConfig
 from steps.files.disk import check_disk
 from steps.files.errors import ConfigError, DataError
 from steps.store.base import PARTIAL
@@ -44,9 +45,9 @@ def with_fetched_inputs(config: SnapFusionConfig, folder: Path) -> SnapFusionCon
         unused = name.endswith("warm_start") and not config.base.warm_start
         if place is not None and place.startswith(SCHEME) and not unused:
             values[section][key] = str(fetch(place, config.store, folder, name, whole=name in _FOLDERS))
-    values["data"]["shards"] = [
-        path for pattern in config.data.shards for path in _shards(pattern, config, folder)
-    ]
+    for name in ("shards", "held_out_from"):
+        patterns: tuple[str, ...] = getattr(config.data, name)
+        values["data"][name] = [path for each in patterns for path in _shards(each, config, folder)]
     return SnapFusionConfig.model_validate(values)
 
 

@@ -8,9 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-from artifacts_schema.config import DataConfig, SnapFusionConfig
+from artifacts_schema.base import content_hash
+from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import RawData, RawFile
 from artifacts_schema.plan import InputName, RunPlan
+from artifacts_schema.run_configs import DataConfig
 from steps.data.shards import expand_shards
 from steps.files.disk import file_sha256
 from steps.files.errors import BaseModelError, ConfigError, DataError
@@ -19,6 +21,9 @@ from steps.models.base_folder import check_base_folder, folder_identity
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """NVIDIA's inception-2015-12-05.pt, 95,607,719 bytes: what clean-fid computes with, and k-diffusion names by this hash."""
+
+FROZEN_PROTOCOLS = Path(__file__).parents[1] / "evaluation" / "protocols"
+"""The included ones, in the wheel and in Metaflow's code package; docs/protocols/ is a link to it."""
 
 MICRO = "micro"
 """`base.path` that stands for a random-weight model of a few thousand parameters."""
@@ -54,6 +59,15 @@ def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData)
         identities[name] = folder_identity(path) if path is not None else ""
     identities["inception"] = INCEPTION_SHA256 if inception_weights(config, project_root) else ""
     return identities
+
+
+def held_out_identity(config: DataConfig, project_root: Path, raw: RawData) -> dict[str, str]:
+    """Which shards validation and test come from, by what is in them; nothing where all do."""
+    if config.source == "openmoji" or not config.held_out_from:
+        return {}
+    named = set(expand_shards(config.held_out_from, project_root))
+    files = zip(expand_shards(config.shards, project_root), raw.files, strict=True)
+    return {"held out": content_hash([file.sha256 for path, file in files if path in named])}
 
 
 def check_unchanged(identities: Mapping[str, str], plan: RunPlan, raw: RawData) -> None:
@@ -101,7 +115,22 @@ def other_folders(config: SnapFusionConfig, project_root: Path) -> dict[str, Pat
                 f"{_included(getattr(config.evaluation, name))}name a folder with an OpenCLIP model"
             )
         result[name] = path
+    result["protocols"] = _protocols(config, project_root)
     return result
+
+
+def _protocols(config: SnapFusionConfig, project_root: Path) -> Path | None:
+    """The folder of frozen protocols; None where the data's own splits are measured on."""
+    named = config.evaluation.protocols
+    if named == "splits":
+        return None
+    folder = FROZEN_PROTOCOLS if named == "frozen" else project_root / named
+    if missing := [name for name in ("validation.json", "test.json") if not (folder / name).is_file()]:
+        raise ConfigError(
+            f"evaluation.protocols names {folder}, which lacks {' and '.join(missing)}; make them with "
+            "`python -m steps.evaluation.freeze`, or set it to 'splits'"
+        )
+    return folder
 
 
 def _included(path: str) -> str:

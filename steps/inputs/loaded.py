@@ -86,6 +86,11 @@ class StageInputs:
         ref = self._readable("inception").inception
         return self.context.store.path_of(ref) if ref is not None else None
 
+    @cached_property
+    def protocols(self) -> Path | None:
+        """The folder of frozen protocols; None where the data's own splits are measured on."""
+        return self.folder("protocols")
+
     def identity(self, name: InputName) -> str:
         """Identity of an input; empty for one that there is not."""
         return self._readable(name).identity_of(name)

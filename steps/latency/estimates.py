@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.parts import shipped_steps, variants_of
 from artifacts_schema.stage_configs import TrainingConfig
 
 _TRAINING = 3.0  # forward and backward, in forward passes
@@ -33,7 +34,7 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     The evolved UNet is taken to cost the latency budget's share of the base. `start` is told of where `costs` hold the
     number of `pictures` that it encodes.
     """
-    share = config.architecture_evolution.latency_budget
+    share = _share(config, costs)
     guided_share = config.step_distillation.cfg_probability
     original = 1.0 if config.step_distillation.gamma > 0 else 0.0
     base_term = 1.0 if config.velocity_finetuning.base_velocity_weight > 0 else 0.0
@@ -44,7 +45,7 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     evolution = config.architecture_evolution
     encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
     start = [StageEstimate("start", costs["pictures"] * encoded)] if "pictures" in costs else []
-    return [
+    found = [
         *start,
         _training(
             "velocity_finetuning", velocity, _TRAINING + base_term, costs, 2, more=_checks(velocity, costs)
@@ -63,9 +64,22 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
             student=share,
         ),
         _distillation("student_8", config, teacher + share * student, costs, teacher=1.0, student=share),
+        *(
+            _distillation(name, config, share * (teacher + student), costs, teacher=share, student=share)
+            for name in ("student_4", "student_2")
+            if getattr(config, name) is not None
+        ),
         _decoder(config, costs),
         StageEstimate("evaluation", _evaluation(config, costs)),
     ]
+    return [item for item in found if item.stage not in config.run.skip]
+
+
+def _share(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
+    """What the evolved UNet is taken to cost, of the base's; one that is given is known only when it is built."""
+    if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture is not None:
+        return 1.0
+    return config.architecture_evolution.latency_budget
 
 
 def format_estimates(
@@ -127,7 +141,10 @@ def _distillation(
     """A step distillation with its held-out checks; `teacher` and `student` cost so much of the base's UNet."""
     section = config.step_distillation
     training: TrainingConfig = getattr(config, stage).training
-    steps = section.final_steps if stage == "student_8" else section.intermediate_steps
+    few = section.final_steps
+    steps = {"student_8": few, "student_4": few // 2, "student_2": few // 4}.get(
+        stage, section.intermediate_steps
+    )
     drawn = 2.0 * steps * teacher + (training.held_out_checks + 1) * steps * student
     checks = section.validation_captions * drawn * _GUIDED * costs["unet_forward_s"]
     return _training(stage, training, forwards, costs, 2, batches=2, more=checks)
@@ -136,6 +153,8 @@ def _distillation(
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
     """Seconds of drawing the probe captions: a batch for every unit in every round, the rest for twice a round's actions."""
     evolution = config.architecture_evolution
+    if evolution.architecture is not None:
+        return _checks(evolution.training, costs)  # nothing is probed
     batch = min(evolution.captions_per_batch, evolution.most_captions)
     more = (evolution.most_captions - batch) * (2 * evolution.actions_per_round + 1)
     pictures = evolution.rounds * ((costs["units"] + 1) * batch + more)
@@ -157,16 +176,27 @@ def _decoder(config: SnapFusionConfig, costs: Mapping[str, float]) -> StageEstim
 
 def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
     section, steps = config.evaluation, config.step_distillation
-    share = config.architecture_evolution.latency_budget
+    share, variants = _share(config, costs), variants_of(section.variants, config.run.skip)
+    last = share * shipped_steps(
+        config.run.skip,
+        base=section.base_steps,
+        intermediate=steps.intermediate_steps,
+        final=steps.final_steps,
+    )
     calls = {
         "base_50": float(section.base_steps),
         "base_8": float(steps.final_steps),
         "base_8_dpm": float(steps.final_steps),
         "teacher_16": float(steps.intermediate_steps),
         "student_16": share * steps.intermediate_steps,
-        "student_8": share * steps.final_steps,
-        "student_8_small_decoder": share * steps.final_steps,
+        "student_8": last,
+        "student_8_small_decoder": last,
+        "student_8_compressed": last,
+        "base_4_dpm": steps.final_steps / 2,
+        "base_2_dpm": steps.final_steps / 4,
+        "student_4_small_decoder": share * steps.final_steps / 2,
+        "student_2_small_decoder": share * steps.final_steps / 4,
     }
-    per_picture = sum(calls.get(name, 0.0) * _GUIDED for name in section.variants) * costs["unet_forward_s"]
-    per_picture += len(section.variants) * costs["decoder_forward_s"]
+    per_picture = sum(calls.get(name, 0.0) * _GUIDED for name in variants) * costs["unet_forward_s"]
+    per_picture += len(variants) * costs["decoder_forward_s"]
     return section.pictures * len(section.guidance_scales) * per_picture

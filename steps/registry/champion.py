@@ -57,7 +57,7 @@ def rollback(store: Store, run: str | None = None, *, by: str = "", reason: str 
     if target not in earlier:
         raise PromotionError(
             f"run {target} never was champion; champions so far: {', '.join(earlier) or 'none'}. "
-            f"`python -m flows.commands.promote {target}` makes it one"
+            f"`snapfusion promote {target}` makes it one"
         )
     usable_report(store, target)
     return _change(store, "rolled_back", target, over=history.champion, by=by, reason=reason)
@@ -81,7 +81,7 @@ def usable_report(store: Store, run: str, what: str = "") -> RunReport:
         raise PromotionError(
             f"the bundle of {what}run {run} is gone from the store {store.root} "
             f"({len(gone)} of {len(bundle)} files{': ' + gone[0] if gone else ''}). Restore it from a backup, run the flow "
-            "again (its stages come from the cache), or roll back: `python -m flows.commands.rollback RUN`"
+            "again (its stages come from the cache), or roll back: `snapfusion rollback RUN`"
         )
     return report
 
@@ -117,7 +117,7 @@ def _change(
         command = "promote" if event == "promoted" else "rollback"
         raise PromotionError(
             f"run {run} was not made champion: it was to take the place of {f'run {over}' if over else 'none'}, but "
-            f"meanwhile run {now} is the champion. Try against that one: `python -m flows.commands.{command} {run}`"
+            f"meanwhile run {now} is the champion. Try against that one: `snapfusion {command} {run}`"
         )
     return made
 

@@ -11,8 +11,8 @@ from artifacts_schema.evaluation import (
 )
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
-from steps.evaluation.bench import NOISE_SEED
 from steps.evaluation.compare import compare
+from steps.evaluation.subject import NOISE_SEED
 from steps.files.errors import DamagedError, EvaluationError, SnapFusionError
 from steps.report.stored import record_of
 from steps.store import Store, get_bytes
@@ -51,7 +51,8 @@ def on_validation(store: Store, report: RunReport) -> EvaluationRecord:
         )
     real: RealPicturesRecord = record_of(store, report, "real_pictures")
     plan: RunPlan = record_of(store, report, "start")
-    captions = _drawn(store, plan, guidance.protocol["pictures"])
+    # Of a frozen protocol the record says them; older records have none, and were of the data's split.
+    captions = list(guidance.captions) or _drawn(store, plan, guidance.protocol["pictures"])
     return EvaluationRecord(
         stage="guidance_selection",
         variant=SHIPPED,

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from artifacts_schema.config import ComputeConfig, parse_config
+from artifacts_schema.config import parse_config
+from artifacts_schema.parts import SkippedRecord
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.ranges import Device
 from artifacts_schema.report import RunReport
+from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
@@ -67,11 +69,14 @@ def draw(store: Store, report: RunReport, request: DrawRequest) -> bytes:
     steps, prediction = request.steps or config.evaluation.base_steps, base.prediction_type
     if request.model != "base":
         stage = "student_8" if request.model == "student" else "teacher_16"
-        record: TrainingRecord = record_of(store, report, stage)
-        unet, prediction = load_model(store, record.weights), "v_prediction"
+        record: TrainingRecord | SkippedRecord = record_of(store, report, stage)
+        if isinstance(record, SkippedRecord) and request.model == "teacher":
+            raise SnapFusionError("this run trained no teacher (run.skip); draw with --model student or base")
+        if record.weights is not None:
+            unet, prediction = load_model(store, record.weights), "v_prediction"
         steps = request.steps or record.grid_steps or steps
-    if request.model == "student":
-        decoder = load_model(store, record_of(store, report, "decoder_distillation").weights)
+    if request.model == "student" and (ref := record_of(store, report, "decoder_distillation").weights):
+        decoder = load_model(store, ref)
     text = encode_captions(base.tokenizer, base.text_encoder, [request.prompt])
     numbers = torch.arange(request.count)
     latents = sample_latents(

@@ -55,15 +55,18 @@ def _front_matter(records: RunRecords) -> str:
 
 def _what(records: RunRecords) -> str:
     evolution, steps = records.evolution, records.manifest.steps
-    spec = evolution.architecture
     decoder = records.trainings["decoder_distillation"].metrics
     small = decoder.get("parameters_small")
     size = f" of {small / 1e6:.2f} M parameters" if small else ""
+    unet, blocks = "the base's UNet, every block kept", ""
+    if evolution is not None:
+        spec, before = evolution.architecture, f"{evolution.base_parameters / 1e6:.2f} M"
+        unet = f"a UNet of {evolution.parameters / 1e6:.2f} M parameters instead of {before}"
+        removed, copied = (", ".join(found) or "none" for found in (spec.removed, spec.copied))
+        blocks = f" Removed blocks: {removed}. Copied blocks: {copied}."
     return (
-        f"A Stable-Diffusion-style model made small and quick with SnapFusion's method (arXiv 2306.00980): a UNet of "
-        f"{evolution.parameters / 1e6:.2f} M parameters instead of {evolution.base_parameters / 1e6:.2f} M, distilled "
-        f"to {steps} steps, and a decoder{size}. Removed blocks: {', '.join(spec.removed) or 'none'}. "
-        f"Copied blocks: {', '.join(spec.copied) or 'none'}."
+        f"A Stable-Diffusion-style model made small and quick with SnapFusion's method (arXiv 2306.00980): {unet}, "
+        f"distilled to {steps} steps, and a decoder{size}.{blocks}"
     )
 
 
@@ -129,7 +132,7 @@ def _quality(records: RunRecords, numbers: Mapping[str, Interval]) -> Iterator[s
 
 def _latency(records: RunRecords) -> str:
     table = records.latency_table
-    evolved = predict(table, records.evolution.architecture)
+    evolved = predict(table, records.evolution.architecture) if records.evolution else table.whole
     measured = [
         (
             name,

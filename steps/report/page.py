@@ -1,7 +1,7 @@
 """The whole report page from the records of a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load_file
@@ -12,15 +12,19 @@ from artifacts_schema.bundle import BundleDrawing, BundleManifest, ComponentRepo
 from artifacts_schema.compression import CompressionRecord
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
 from artifacts_schema.latency import LatencyTable
+from artifacts_schema.licences import Licence
+from artifacts_schema.parts import ships
 from artifacts_schema.references import ObjectRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation.pictures import grid, png
 from steps.latency.table import predict
 from steps.report import charts
+from steps.report.architecture import architecture
 from steps.report.content import Block, Chart, Heading, PictureRows, Table, Text
 from steps.report.core_ml import core_ml
 from steps.report.origins import origins
+from steps.report.parts import skipped
 from steps.report.quality import quality
 from steps.report.trainings import trainings
 from steps.store.base import Store
@@ -36,7 +40,7 @@ class RunRecords:
     smoke: bool
     latency_table: LatencyTable
     trainings: Mapping[str, TrainingRecord]
-    evolution: EvolutionRecord
+    evolution: EvolutionRecord | None
     evaluations: Sequence[EvaluationRecord]
     guidance: Sequence[GuidanceRecord]
     comparisons: Sequence[VariantComparison]
@@ -44,6 +48,8 @@ class RunRecords:
     manifest: BundleManifest
     drawing: BundleDrawing | None = None
     compression: CompressionRecord | None = None
+    licences: Mapping[str, Licence] = field(default_factory=dict)
+    skip: Sequence[str] = ()  # stages that the run was not asked for
 
 
 def build_page(
@@ -52,10 +58,11 @@ def build_page(
     """All blocks of the page, in reading order. `stages` are the records of everything that ran, by stage."""
     return [
         *_head(records, report.labels),
+        *skipped(stages),
         *_pictures(records, store),
-        *quality(records.evaluations, records.comparisons, records.guidance),
+        *quality(records.evaluations, records.comparisons, records.guidance, records.licences),
         *_latency(records),
-        *_architecture(records),
+        *architecture(records.evolution),
         *trainings(records.trainings, records.evolution),
         *core_ml(records.components, records.drawing, store, records.compression),
         *origins(report, stages),
@@ -63,32 +70,37 @@ def build_page(
 
 
 def _head(records: RunRecords, labels: Sequence[str]) -> list[Block]:
-    evolution, table = records.evolution, records.latency_table
-    evolved = predict(table, evolution.architecture)
-    decoder = records.trainings["decoder_distillation"].metrics
-    small = next((e for e in records.evaluations if e.variant == "student_8_small_decoder"), None)
-    rows = [
-        (
-            "UNet parameters",
-            f"{evolution.base_parameters / 1e6:.2f} M",
-            f"{evolution.parameters / 1e6:.2f} M",
-        ),
-        (
-            f"guided UNet step, table ({table.backend})",
-            f"{table.whole:.4g} {table.unit}",
-            f"{evolved:.4g} {table.unit} ({evolved / table.whole:.0%})",
-        ),
-        (
-            "decoder parameters",
-            _millions(decoder.get("parameters_full")),
-            _millions(decoder.get("parameters_small")),
-        ),
-        ("steps", str(_steps(records, "base_50")), str(small.steps if small else "")),
-    ]
+    first, shipped = (
+        next((e for e in records.evaluations if e.variant == name), None)
+        for name in ("base_50", ships(records.skip))
+    )
+    steps = ("steps", str(first.steps if first else "-"), str(shipped.steps if shipped else "-"))
     return [
         Heading(f"SnapFusion run: {records.name}"),
         *(Text(label) for label in labels),
-        Table(("what", "base", "what ships"), tuple(rows)),
+        Table(("what", "base", "what ships"), (*_sizes(records), steps)),
+    ]
+
+
+def _sizes(records: RunRecords) -> list[tuple[str, str, str]]:
+    """What the UNet and the decoder were and are; a part that was skipped is as it was."""
+    evolution, table = records.evolution, records.latency_table
+    whole, unet = f"{table.whole:.4g} {table.unit}", float(table.rows["unet"].parameters)
+    sizes, step = (_millions(unet), "the same"), "the same"
+    if evolution is not None:
+        sizes = (_millions(evolution.base_parameters), _millions(evolution.parameters))
+        evolved = predict(table, evolution.architecture)
+        step = f"{evolved:.4g} {table.unit} ({evolved / table.whole:.0%})"
+    training = records.trainings.get("decoder_distillation")
+    decoder = training.metrics if training else {}
+    return [
+        ("UNet parameters", *sizes),
+        (f"guided UNet step, table ({table.backend})", whole, step),
+        (
+            "decoder parameters",
+            _millions(decoder.get("parameters_full")),
+            _millions(decoder.get("parameters_small")) if training else "the same",
+        ),
     ]
 
 
@@ -142,62 +154,5 @@ def _latency(records: RunRecords) -> list[Block]:
     ]
 
 
-def _architecture(records: RunRecords) -> list[Block]:
-    evolution = records.evolution
-    rows = tuple(
-        (
-            stage.stage,
-            str(len(stage.kept) + len(stage.removed)),
-            str(len(stage.blocks)),
-            ", ".join(stage.removed) or "-",
-            ", ".join(stage.copied) or "-",
-        )
-        for stage in evolution.architecture.stages
-    )
-    actions = tuple(
-        (
-            str(item.index + 1),
-            action.kind,
-            action.target,
-            f"{action.value:.3g}",
-            f"{action.predicted_after / evolution.base_latency:.1%}",
-        )
-        for item in evolution.rounds
-        for action in item.actions
-    )
-    blocks: list[Block] = [
-        Heading("Architecture"),
-        Text(
-            f"Budget {evolution.latency_budget:.0%} of the base's guided step "
-            f"({evolution.latency_unit}); reached "
-            f"{evolution.predicted_ratio:.1%}."
-        ),
-        Table(("stage", "blocks before", "after", "removed", "copies"), rows),
-        Table(
-            (
-                "round",
-                "action",
-                "unit",
-                f"CLIP lost at most, per {evolution.latency_unit} saved",
-                "latency after",
-            ),
-            actions,
-        ),
-        Chart(charts.evolution_path(evolution), "Predicted latency after every action; dashed: the budget."),
-    ]
-    if evolution.rounds and evolution.rounds[0].scores:
-        blocks.append(
-            Chart(
-                charts.unit_scores(evolution),
-                "First round: CLIP score lost without each unit, ± one standard error; the captions are one per picture group.",
-            )
-        )
-    return blocks
-
-
 def _millions(value: float | None) -> str:
     return "-" if value is None else f"{value / 1e6:.2f} M"
-
-
-def _steps(records: RunRecords, variant: str) -> int | str:
-    return next((e.steps for e in records.evaluations if e.variant == variant), "-")

@@ -1,9 +1,10 @@
 """The report's part on quality: every variant's distances and scores, and the paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from artifacts_schema.base import Interval
 from artifacts_schema.evaluation import EvaluationRecord, GuidanceRecord, VariantComparison
+from artifacts_schema.licences import Licence
 from steps.evaluation.compare import UNDECIDED
 from steps.report import charts
 from steps.report.content import Block, Chart, Heading, Table, Text
@@ -13,6 +14,7 @@ def quality(
     evaluations: Sequence[EvaluationRecord],
     comparisons: Sequence[VariantComparison],
     guidance: Sequence[GuidanceRecord],
+    licences: Mapping[str, Licence],
 ) -> list[Block]:
     """The blocks, in reading order; none without an evaluation."""
     if not evaluations:
@@ -29,6 +31,8 @@ def quality(
         ),
         _variants(evaluations),
         _differences(evaluations, comparisons),
+        *_licences(licences),
+        *_apart(evaluations),
         Chart(
             charts.distance_over_clip([(item.title, [item.point]) for item in evaluations]),
             "Kernel distance over CLIP score with 95 % intervals.",
@@ -70,6 +74,34 @@ def _differences(evaluations: Sequence[EvaluationRecord], comparisons: Sequence[
     return Table(
         ("paired", "guidance", "kernel distance, difference", "ratio", "CLIP score, difference"), rows
     )
+
+
+def _licences(licences: Mapping[str, Licence]) -> list[Block]:
+    """Which instruments may carry a verdict, and why the others may not."""
+    rows = tuple((name, "yes" if item.licensed else "no", item.reason) for name, item in licences.items())
+    return [Table(("instrument", "carries a verdict", "why"), rows)] if rows else []
+
+
+def _apart(evaluations: Sequence[EvaluationRecord]) -> list[Block]:
+    """Other categories and unknown words: never a headline."""
+    rows = tuple(
+        (
+            item.title,
+            part,
+            _interval(found.kernel_distance),
+            _interval(found.clip_score),
+            _interval(found.retrieval_top1, percent=True),
+        )
+        for item in evaluations
+        for part, found in item.apart.items()
+    )
+    if not rows:
+        return []
+    said = (
+        "Reported apart: training captions of other categories (seen), and captions with a word that no training "
+        "caption has (novel)."
+    )
+    return [Text(said), Table(("variant", "captions", "kernel distance", "CLIP score", "top-1"), rows)]
 
 
 def _guidance(evaluations: Sequence[EvaluationRecord], guidance: Sequence[GuidanceRecord]) -> list[Block]:

@@ -21,10 +21,16 @@ _IN_WORDS = {
 }
 
 
-def trainings(records: Mapping[str, TrainingRecord], evolution: EvolutionRecord) -> list[Block]:
-    """The blocks, in reading order. `records` by stage; the trainings of an evolution's rounds are one curve."""
+def trainings(records: Mapping[str, TrainingRecord], evolution: EvolutionRecord | None) -> list[Block]:
+    """The blocks, in reading order; none without a training. `records` by stage; the trainings of an evolution's rounds
+    are one curve.
+    """
+    if not records and evolution is None:
+        return []
     curves = {name: record.curve for name, record in records.items() if record.curve}
-    curves |= {"architecture_evolution": tuple(row for item in evolution.rounds for row in item.curve)}
+    if evolution is not None:
+        rounds = tuple(row for item in evolution.rounds for row in item.curve)
+        curves |= {"architecture_evolution": rounds or evolution.curve}
     rows = tuple(
         (
             name,

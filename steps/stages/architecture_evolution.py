@@ -32,6 +32,7 @@ from steps.inputs.loaded import StageInputs
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.stages import latency_profile
+from steps.stages.given_architecture import train_given
 from steps.training.loop import train
 from steps.training.outcome import Part, TrainingOutcome
 from steps.unet.conversion import as_evolved, build
@@ -44,7 +45,10 @@ SCHEMA = "snapfusion.EvolvedUNet"
 
 
 def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> EvolutionRecord:
-    """The stage, see `evolve`."""
+    """The stage, see `evolve`; where the architecture is given, see `train_given`."""
+    if config.architecture_evolution.architecture is not None:
+        robust: WeightsRef = inputs.earlier("robust")
+        return train_given(inputs.base, robust, inputs.data, config.architecture_evolution, context)
     by_table = config.architecture_evolution.decide_by == "table"
     return evolve(
         inputs.base,
@@ -98,7 +102,7 @@ def evolve(
     return EvolutionRecord(
         stage=STAGE,
         parents=parents,
-        config=config.meaning(),
+        config=config.meaning_of_stage(),
         seed=context.seed,
         architecture=spec,
         weights=save_model(context.store, build(spec, unet), schema=SCHEMA, parents=parents),

@@ -8,6 +8,7 @@ from artifacts_schema.bundle import BundleManifest, ComponentReport, DrawingScor
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
 from steps.diffusion.schedule import NoiseSchedule
+from steps.evaluation.variants import steps_of_what_ships
 from steps.export.bundle import assemble_bundle
 from steps.inputs.loaded import StageInputs
 
@@ -24,9 +25,10 @@ def assemble(
 ) -> BundleManifest:
     """Write a bundle of the run's models to `target`, see `assemble_bundle`; `made_of` are the records they come from."""
     base = inputs.base
-    steps = config.step_distillation.final_steps
-    unet: WeightsRef = inputs.earlier("torch unet")
-    decoder: WeightsRef = inputs.earlier("torch decoder")
+    steps = steps_of_what_ships(config)
+    unet: WeightsRef | None = inputs.earlier("torch unet")
+    decoder: WeightsRef | None = inputs.earlier("torch decoder")
+    stored = {"unet": unet, "vae_decoder": decoder}
     return assemble_bundle(
         reports,
         base.path,
@@ -36,9 +38,9 @@ def assemble(
         guidance_scale=config.coreml_export.guidance_scale,
         schedule=base.scheduler_config,
         timesteps=NoiseSchedule.from_config(base.scheduler_config).grid(steps).tolist(),
-        prediction_type="v_prediction",
+        prediction_type=base.prediction_type if unet is None else "v_prediction",
         scaling_factor=base.scaling_factor,
-        weights={"unet": unet.sha256, "vae_decoder": decoder.sha256, "base": inputs.base_identity},
+        weights={name: ref.sha256 for name, ref in stored.items() if ref} | {"base": inputs.base_identity},
         made_of={name: record.identity() for name, record in (made_of or {}).items()},
         attribution=inputs.data.ref.attribution,
         schemes=schemes,

@@ -11,7 +11,7 @@ import torch
 
 from artifacts_schema.bundle import BundleDrawing, DrawingScores
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.evaluation.pictures import grid, png
 from steps.export.bundle_pictures import drawing_noise, score, torch_images
 from steps.export.bundle_run import Bundle, to_pixels
@@ -28,8 +28,8 @@ def draw_beside_torch(
     config: CoremlExportConfig,
     context: StageContext,
     *,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
+    decoder_ref: WeightsRef | None,
     min_image_psnr_db: float | None = None,
 ) -> BundleDrawing:
     """Draw `program_check.pictures` validation captions with the bundle in `folder` and with its torch models.

@@ -16,7 +16,7 @@ from artifacts_schema.bundle import REQUIRED_COMPONENTS, Component, DrawingScore
 from artifacts_schema.compression import Combination, CompressedVariant, CompressionRecord
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlCompressionConfig, CoremlExportConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig, CoremlExportConfig
 from steps.export.bundle_pictures import drawing_noise, torch_images
 from steps.export.bundle_run import Bundle
 from steps.export.compression import compress, weights
@@ -49,8 +49,8 @@ class Compression:
         context: StageContext,
         *,
         export: CoremlExportConfig,
-        unet_ref: WeightsRef,
-        decoder_ref: WeightsRef,
+        unet_ref: WeightsRef | None,
+        decoder_ref: WeightsRef | None,
     ) -> None:
         self.folder, self.inputs, self.export, self.config, self.context = (
             folder, inputs, export, config, context,
@@ -197,8 +197,8 @@ def compress_bundle(
     context: StageContext,
     *,
     export: CoremlExportConfig,
-    unet_ref: WeightsRef,
-    decoder_ref: WeightsRef,
+    unet_ref: WeightsRef | None,
+    decoder_ref: WeightsRef | None,
 ) -> CompressionRecord:
     """Try `config.schemes` on the uncompressed bundle in `folder` and choose.
 

@@ -11,8 +11,9 @@ from typing import cast
 
 from artifacts_schema.bundle import Component, ComponentReport, ExportCost, Parity
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.parts import made_by
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.diffusion.parameterization import PredictionType
 from steps.export.chunks import split_package
 from steps.export.components import COMPONENTS, Exportable, Source, exportable
@@ -34,16 +35,21 @@ _DISK_SPARE = 32 << 20
 
 
 def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> ComponentReport:
-    """The component `context.label` of what ships: the student, the small decoder, the base for all others."""
-    component = cast(Component, context.label)
+    """The component `context.label` of what ships: the student, the small decoder, the base for all others, and for those
+    whose training was skipped.
+    """
+    component, weights = cast(Component, context.label), inputs.earlier("weights")
+    needs = COMPONENTS[component].needs + (("unet",) if component == "unet" and weights is None else ())
+    base = inputs.base_with(needs)
+    own_unet = not made_by("student_8", config.run.skip)
     return export_component(
         component,
-        inputs.base_with(COMPONENTS[component].needs),
+        base,
         Pictures.of(inputs.data, config.coreml_export.program_check.captions),
         config.coreml_export,
         context,
-        weights=inputs.earlier("weights"),
-        prediction_type="v_prediction",
+        weights=weights,
+        prediction_type=base.prediction_type if own_unet else "v_prediction",
         attribution=inputs.data.ref.attribution,
     )
 
@@ -62,7 +68,7 @@ def export_component(
 ) -> ComponentReport:
     """Convert one component, check the saved package against the torch model and store it.
 
-    `weights` are those of a UNet or a decoder; without them the decoder is the base's own, as all other components always
+    `weights` are those of a UNet or a decoder; without them these are the base's own, as all other components always
     are. `prediction_type` is what the UNet predicts; the exported one returns noise in either case. The package is
     checked on `pictures`. `attribution` states licence and data source and becomes the package's
     license. Raises ExportError naming the component, also for a package that misses a gate of `config.program_check`,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.stage_configs import DecoderDistillationConfig
+from artifacts_schema.distillation_configs import DecoderDistillationConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import LatentData
 from steps.inputs.context import StageContext
@@ -50,7 +50,7 @@ def distil_decoder(
     """
     settings = PoolSettings(config.pool_size, config.ddim_steps, config.guidance_scale)
     pool = build_pool(base, data, settings, context)
-    small = SmallDecoder.cut_from(base.vae, width_fraction=config.width_fraction).to(context.device)
+    small = first_decoder(base, config, context.seed).to(context.device)
     held_out = min(_HELD_OUT_MOST, max(1, len(pool) // _HELD_OUT_SHARE))
     training = len(pool) - held_out
     measure = pool.rows(torch.arange(training, len(pool)))
@@ -95,6 +95,16 @@ def distil_decoder(
         metrics=metrics | _real_psnr(base, data, outcome.model, context),
         images_per_s=outcome.images_per_s,
     )
+
+
+def first_decoder(base: BaseModel, config: DecoderDistillationConfig, seed: int) -> Any:
+    """The small decoder before training: cut out of the full one, or of random weights."""
+    sliced = SmallDecoder.cut_from(base.vae, width_fraction=config.width_fraction)
+    if config.start == "sliced":
+        return sliced
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SmallDecoder.from_config(sliced.config)
 
 
 class _PictureLoss:

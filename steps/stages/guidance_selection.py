@@ -29,6 +29,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
         unet, decoder, prediction = models_of(inputs, context)
         context.progress.start(f"guidance of {variant.name}", count * len(scales))
         reference = load_reference(context.store, real.splits["validation"])
+        bench.check_environment(reference[0])
         for number, scale in enumerate(scales, start=1):
             images = bench.draw(
                 unet,
@@ -55,6 +56,7 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
         variant=variant.name,
         guidance_scale=choose(points, captions, real, context) if points else scales[0],
         points=tuple(points),
+        captions=tuple(captions) if points else (),
         protocol=bench.protocol(real.splits["validation"], count),
     )
 

@@ -16,7 +16,8 @@ from artifacts_schema.base import content_hash
 from artifacts_schema.bundle import TensorContract
 from artifacts_schema.device import BASELINE, LatencyKit, TimedModel, TimedPart
 from artifacts_schema.latency import LatencyRow, PartKind
-from artifacts_schema.stage_configs import CoremlExportConfig, LatencyProfileConfig
+from artifacts_schema.result_configs import CoremlExportConfig
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.export.attention import SplitEinsumProcessor
 from steps.export.contract import Contract, text_encoder_contract, unet_contract, vae_decoder_contract
 from steps.export.convert import convert, make_reproducible

@@ -16,9 +16,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from artifacts_schema.config import DataConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.pretraining import ClipModelConfig, PretrainingConfig, load_pretraining_config
+from artifacts_schema.run_configs import DataConfig
 from steps.data.prepared import PreparedData, prepare_data
 from steps.files.progress import Progress, TerminalProgress
 from steps.inputs.context import StageContext

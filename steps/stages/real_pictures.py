@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import SplitName
 from artifacts_schema.evaluation import RealPicturesRecord, RealSplit
-from steps.evaluation.bench import Bench, groups_of
+from steps.evaluation.bench import Bench
+from steps.evaluation.subject import halves
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.store.base import Store
@@ -24,14 +24,13 @@ SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
 def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) -> RealPicturesRecord:
     """Features of the reference pictures of both splits, and how real pictures score beside them."""
-    total = sum(inputs.data.size(split) for split in SPLITS)
+    benches = {split: Bench(inputs, split, settings.evaluation.features, context) for split in SPLITS}
+    total = sum(len(bench.captions) for bench in benches.values())
     context.progress.start("real pictures", total)
     splits, done = {}, 0
-    for split in SPLITS:
-        splits[split] = measure_split(
-            Bench(inputs, split, settings.evaluation.features, context), inputs, context
-        )
-        done += inputs.data.size(split)
+    for split, bench in benches.items():
+        splits[split] = measure_split(bench, context)
+        done += len(bench.captions)
         context.progress.update(done)
     context.progress.close()
     return RealPicturesRecord(
@@ -42,43 +41,38 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
     )
 
 
-def measure_split(bench: Bench, inputs: StageInputs, context: StageContext) -> RealSplit:
-    """One split's pictures as reference and as what is measured, see RealSplit."""
-    captions = bench.captions
-    images = inputs.data.images(bench.split, torch.arange(len(captions)))
+def measure_split(bench: Bench, context: StageContext) -> RealSplit:
+    """One split's pictures as reference and as what is measured, see RealSplit.
+
+    Raises EvaluationError where a frozen protocol's calibration fails.
+    """
+    captions, images = bench.captions, bench.subject.images()
     digest = hashlib.sha256("\n".join(captions).encode())
     digest.update(images.contiguous().numpy().tobytes())
-    reference, against, measured = halves(captions)
-    features = bench.features(images)
+    apart = bench.subject.reference()
+    features = bench.features(images if apart is None else apart[0])
+    if apart is None:
+        reference, against, measured = halves(captions)
+        reference_captions = captions
+    else:  # a list of its own: all real pictures are measured against it
+        digest.update("\n".join(apart[1]).encode() + apart[0].contiguous().numpy().tobytes())
+        reference_captions, measured = apart[1], torch.arange(len(captions))
+        reference = against = torch.arange(len(reference_captions))
+    bench.check_environment(features[reference].numpy())
     names = [captions[i] for i in measured.tolist()]
     point = bench.measure(
-        images[measured], names, 1.0, (features[against].numpy(), [captions[i] for i in against.tolist()])
+        images[measured],
+        names,
+        1.0,
+        (features[against].numpy(), [reference_captions[i] for i in against.tolist()]),
     )
     return RealSplit(
         features=context.store.put_bytes(save_tensors({"features": features[reference].contiguous()})),
-        captions=tuple(captions[i] for i in reference.tolist()),
+        captions=tuple(reference_captions[i] for i in reference.tolist()),
         point=point,
         point_captions=tuple(names),
         sha256=digest.hexdigest(),
     )
-
-
-def halves(captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the reference, of what real pictures are measured against, and of the real pictures measured.
-
-    Every other picture of a caption, where it has several; else every other group of captions.
-    """
-    seen: dict[str, int] = {}
-    turn = [seen.setdefault(caption, 0) % 2 for caption in captions]
-    for index, caption in enumerate(captions):
-        turn[index] = seen[caption] % 2
-        seen[caption] += 1
-    if min(seen.values()) >= 2:
-        even, odd = (torch.tensor([i for i, t in enumerate(turn) if t == side]) for side in (0, 1))
-        return odd, odd, even
-    groups = {group: place for place, group in enumerate(dict.fromkeys(groups_of(captions)))}
-    side = torch.tensor([groups[group] % 2 for group in groups_of(captions)])
-    return torch.arange(len(captions)), (side == 1).nonzero()[:, 0], (side == 0).nonzero()[:, 0]
 
 
 def load_reference(store: Store, real: RealSplit) -> tuple[NDArray, list[str]]:  # type: ignore[type-arg]

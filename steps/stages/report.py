@@ -8,57 +8,77 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from artifacts_schema.architecture import EvolutionRecord
 from artifacts_schema.base import Interval, Provenance, Record
 from artifacts_schema.bundle import BundleManifest
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import TOO_FEW_PICTURES, EvaluationRecord, VariantComparison
+from artifacts_schema.licences import Licence
+from artifacts_schema.parts import ships
 from artifacts_schema.references import FolderRef, ObjectRef
 from artifacts_schema.report import CodeVersion, RunReport, StageSummary
 from artifacts_schema.training import TrainingRecord
 from steps.cache.notes import StageUse, report_of_run
 from steps.cache.provenance import DISTRIBUTION
 from steps.evaluation.compare import compare
+from steps.evaluation.licences import licence_folders, licences_of, with_licences
 from steps.evaluation.pictures import grid, png
+from steps.evaluation.variants import COMPRESSED
 from steps.latency.table import predict
 from steps.report.content import Block
 from steps.report.outputs import fetch_outputs
 from steps.report.page import RunRecords, build_page
+from steps.report.parts import ships_words
+from steps.report.published import published_name
 from steps.report.student import student_files
 from steps.store import Store
 
-# Reference, then what is held against it.
+# Reference, then what is held against it; "" is what ships.
 _COMPARISONS = (
-    ("base_50", "student_8_small_decoder"),
-    ("base_8", "student_8_small_decoder"),
-    ("base_8_dpm", "student_8_small_decoder"),
-    ("student_8", "student_8_small_decoder"),
+    ("base_50", ""),
+    ("base_8", ""),
+    ("base_8_dpm", ""),
+    ("student_8", ""),
+    ("base_50", COMPRESSED),
+    ("student_8_small_decoder", COMPRESSED),
+    ("base_50", "student_4_small_decoder"),
+    ("base_4_dpm", "student_4_small_decoder"),
+    ("base_50", "student_2_small_decoder"),
+    ("base_2_dpm", "student_2_small_decoder"),
     ("base_50", "teacher_16"),
     ("base_50", "student_16"),
 )
-# The names under which they are published.
-_NAMES = {
-    ("base_50", "student_8_small_decoder"): "student8_vs_base50",
-    ("base_8_dpm", "student_8_small_decoder"): "student8_vs_dpm8",
-}
 _ENOUGH_ITERATIONS = 100
 _LONG = 1000  # fewer iterations than this say nothing about what the method can do
 
 
-def compare_all(store: Store, evaluations: Sequence[EvaluationRecord]) -> list[VariantComparison]:
-    """Every comparison whose two variants were evaluated."""
+def compare_all(
+    store: Store,
+    evaluations: Sequence[EvaluationRecord],
+    licences: Mapping[str, Licence],
+    shipped: str = "student_8_small_decoder",
+) -> list[VariantComparison]:
+    """Every comparison whose two variants were evaluated, with the verdicts that licensed instruments stand behind.
+
+    `shipped` is the variant that ships.
+    """
     by_name = {record.variant: record for record in evaluations}
+    pairs = [(reference, other or shipped) for reference, other in _COMPARISONS]
     return [
-        compare(store, by_name[reference], by_name[other])
-        for reference, other in _COMPARISONS
-        if reference in by_name and other in by_name
+        with_licences(compare(store, by_name[reference], by_name[other]), licences)
+        for reference, other in pairs
+        if reference in by_name and other in by_name and reference != other
     ]
 
 
 def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     """What a reader must know before any number: smoke runs, and runs too small for a claim."""
-    found = []
+    found = [words] if (words := ships_words(config)) else []
+    parts = len(found)
     if config.run.smoke:
         found.append("smoke: random micro models, a check of the machinery; no number here means anything")
+    if config.run.rehearsal:
+        found.append("rehearsal: every stage for minutes, on little data; no number here means anything")
     if any(record.is_smoke for record in records.evaluations):
         found.append(f"smoke: fewer than {TOO_FEW_PICTURES} pictures per variant")
     short = [
@@ -67,7 +87,7 @@ def labels(config: SnapFusionConfig, records: RunRecords) -> list[str]:
     if short:
         found.append(f"smoke: fewer than {_ENOUGH_ITERATIONS} iterations in {', '.join(short)}")
     longest = max((r.iterations for r in records.trainings.values()), default=0)
-    if not found and longest < _LONG:
+    if len(found) == parts and 0 < longest < _LONG:
         found.append(
             "a short run: it shows that the method works from end to end and makes no claim about quality"
         )
@@ -79,22 +99,28 @@ def page_records(
     records: Mapping[str, Any],
     manifest: BundleManifest,
     store: Store,
+    *,
+    project_root: Path,
 ) -> RunRecords:
     """What the page shows, out of a run's records by stage (and label)."""
     evaluations = [record for name, record in records.items() if name.startswith("evaluation ")]
+    licences = licences_of(evaluations, licence_folders(config.evaluation.protocols, project_root))
+    evolution = records["architecture_evolution"]
     return RunRecords(
         name=config.run.name,
         smoke=config.run.smoke,
         latency_table=records["latency_profile"],
         trainings={name: record for name, record in records.items() if isinstance(record, TrainingRecord)},
-        evolution=records["architecture_evolution"],
+        evolution=evolution if isinstance(evolution, EvolutionRecord) else None,
         evaluations=evaluations,
         guidance=[r for name, r in records.items() if name.startswith("guidance_selection ")],
-        comparisons=compare_all(store, evaluations),
+        comparisons=compare_all(store, evaluations, licences, ships(config.run.skip)),
+        licences=licences,
         components=[record for name, record in records.items() if name.startswith("coreml_export ")],
         manifest=manifest,
         drawing=records.get("bundle_drawing"),
         compression=records["coreml_compression"],
+        skip=config.run.skip,
     )
 
 
@@ -132,6 +158,7 @@ def run(
         provenance=provenance,
         headline=headline(records),
         quality=quality(records),
+        licences=dict(records.licences),
         evaluations=tuple(_evaluation_row(record) for record in records.evaluations),
         comparisons=tuple(records.comparisons),
         stages=tuple(_summary(name, record, uses.get(name)) for name, record in everything.items()),
@@ -150,16 +177,17 @@ def run(
 
 
 def headline(records: RunRecords) -> dict[str, float]:
-    """The run's numbers under their published names; a ratio is base over result."""
+    """The run's numbers under their published names, of what it made; a ratio is base over result."""
     evolution, table = records.evolution, records.latency_table
-    decoder = records.trainings["decoder_distillation"].metrics
-    numbers = {
-        "unet.param_ratio": evolution.base_parameters / evolution.parameters,
-        "unet.predicted_latency_ratio": table.whole / predict(table, evolution.architecture),
-        "decoder.param_ratio": decoder["parameter_ratio"],
-        "decoder.mac_ratio": decoder["mac_ratio"],
-        "decoder.psnr_db": decoder["psnr_db"],
-    }
+    numbers: dict[str, float] = {}
+    if evolution is not None:
+        numbers["unet.param_ratio"] = evolution.base_parameters / evolution.parameters
+        numbers["unet.predicted_latency_ratio"] = table.whole / predict(table, evolution.architecture)
+    if (training := records.trainings.get("decoder_distillation")) is not None:
+        decoder = training.metrics
+        numbers["decoder.param_ratio"] = decoder["parameter_ratio"]
+        numbers["decoder.mac_ratio"] = decoder["mac_ratio"]
+        numbers["decoder.psnr_db"] = decoder["psnr_db"]
     numbers |= _core_ml(records)
     numbers |= {name: value.value for name, value in quality(records).items()}
     return numbers
@@ -169,8 +197,7 @@ def quality(records: RunRecords) -> dict[str, Interval]:
     """What the run says about quality, with 95 % intervals; for those variants that were evaluated."""
     found: dict[str, Interval] = {}
     for item in records.comparisons:
-        name = _NAMES.get((item.reference, item.other))
-        if name is not None:
+        if name := published_name(item, records.skip):
             found[f"{name}.clip_difference"] = item.clip_difference
             found[f"{name}.distance_difference"] = item.distance_difference
             if item.distance_ratio is not None:
@@ -240,6 +267,7 @@ def _evaluation_row(record: EvaluationRecord) -> dict[str, Any]:
         "protocol": record.protocol_hash,
         "point": record.point.model_dump(mode="json", exclude={"images"}),
         "real": record.real.point.model_dump(mode="json", exclude={"images"}),
+        "apart": {name: p.model_dump(mode="json", exclude={"images"}) for name, p in record.apart.items()},
     }
 
 

@@ -6,6 +6,7 @@ caches latents and text embeddings. What every run is checked for, cached or not
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from torch import nn
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.data import RawData
 from artifacts_schema.plan import RunPlan
+from artifacts_schema.references import FolderRef
 from steps.data.prepared import prepare_source, source_of
+from steps.evaluation.bench import EVALUATOR_OF
+from steps.evaluation.features import features_identity
+from steps.evaluation.protocol import check_evaluator, read_protocol
 from steps.files.errors import ConfigError
 from steps.inputs.context import StageContext
 from steps.inputs.folders import MICRO, base_folder, inception_weights, other_folders
@@ -45,6 +50,8 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
     stored = {name: put_model_folder(context.store, path) if path else None for name, path in others.items()}
     stored_base = put_model_folder(context.store, folder)
     base = load_base(fetch_folder(context, stored_base, "base"))
+    if (protocols := stored["protocols"]) is not None:
+        _check_protocols(fetch_folder(context, protocols, "protocols"), config, stored, base.image_size)
     for name in ("signal_clip", "measure_clip"):
         if (ref := stored[name]) is not None:  # as later stages will find it, without what is not stored
             ClipScorer.load(fetch_folder(context, ref, name), context.device).try_out(base.image_size)
@@ -68,6 +75,23 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
         estimates=costs,
         **stored,
     )
+
+
+def _check_protocols(
+    folder: Path, config: SnapFusionConfig, stored: Mapping[str, FolderRef | None], image_size: int
+) -> None:
+    """Refuse, before hours of training, frozen protocols that this run's results could not be measured on."""
+    for split, name in EVALUATOR_OF.items():
+        protocol = read_protocol(folder / f"{split}.json")
+        evaluator, features = stored[name], config.evaluation.features
+        check_evaluator(
+            protocol, evaluator.identity() if evaluator else "", features, features_identity(features)
+        )
+        if protocol.image_size != image_size:
+            raise ConfigError(
+                f"evaluation.protocols: {split} is of pictures of {protocol.image_size} pixels a side, the base draws "
+                f"{image_size}; freeze protocols of that size, or set it to 'splits'"
+            )
 
 
 def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:

@@ -1,11 +1,12 @@
-"""`teacher_16`, `student_16` and `student_8`: step distillation from 2N to N steps (SnapFusion section 4).
+"""`teacher_16`, `student_16`, `student_8`: step distillation from 2N to N steps (SnapFusion section 4).
 
-One implementation for all three; they differ in teacher, start, number of steps and in whether the loss is
+One implementation for all; they differ in teacher, start, number of steps and in whether the loss is
 CFG-aware:
 
 - teacher_16: the full v UNet is its own teacher on the 2N-step grid; CFG-aware.
 - student_16: the evolved UNet is its own teacher, or the full v UNet is; vanilla loss.
 - student_8: teacher_16 teaches, student_16 is the start; CFG-aware.
+- student_4, student_2, where asked for: the student before is teacher and start; CFG-aware.
 """
 
 import logging
@@ -13,8 +14,8 @@ import logging
 from torch import Tensor, nn
 
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.training import TrainingRecord
 from steps.diffusion.losses import SPLIT, VALIDATION, DistillationLoss, LatentData, Sampling
 from steps.diffusion.sampler import sample_latents
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) -> TrainingRecord:
-    """The stage `context.stage`, one of the three; see `distil_weights`."""
+    """The stage `context.stage`, one of them; see `distil_weights`."""
     shared = config.step_distillation
     own_teacher = context.stage != "student_16" or config.student_16.teacher == "architecture_evolution"
     return distil_weights(
@@ -43,8 +44,16 @@ def run(inputs: StageInputs, config: SnapFusionConfig, context: StageContext) ->
         shared=shared,
         config=getattr(config, context.stage),
         context=context,
-        student_steps=shared.final_steps if context.stage == "student_8" else shared.intermediate_steps,
+        student_steps=_steps(context.stage, shared),
         cfg_aware=context.stage != "student_16",
+    )
+
+
+def _steps(stage: str, shared: StepDistillationConfig) -> int:
+    """Steps of the student that a stage makes."""
+    few = shared.final_steps
+    return {"student_8": few, "student_4": few // 2, "student_2": few // 4}.get(
+        stage, shared.intermediate_steps
     )
 
 
@@ -127,6 +136,7 @@ def distil(
         cfg_probability=shared.cfg_probability if cfg_aware else 0.0,
         cfg_range=shared.cfg_range,
         gamma=shared.gamma,
+        dynamic_gamma=shared.dynamic_gamma,
     )
     check = TeacherCheck(
         teacher, sampling, latent_shape, shared=shared, student_steps=student_steps, seed=context.seed

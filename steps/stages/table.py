@@ -12,10 +12,12 @@ from typing import Any
 
 from artifacts_schema.bundle import REQUIRED_COMPONENTS
 from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.parts import made_by, start_of_student_8
 from artifacts_schema.plan import InputName
-from steps.evaluation.variants import MODELS, variant_of
+from steps.evaluation.variants import GUIDED_AS, MODELS, steps_of_what_ships, variant_of
 
 Meaning = Callable[[SnapFusionConfig, str], Mapping[str, Any]]
+Further = Callable[[SnapFusionConfig, str], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Stage:
     after: Mapping[str, str] = field(default_factory=dict)
     module: str = ""
     meaning: Meaning | None = None
-    further: Callable[[SnapFusionConfig, str], Mapping[str, str]] | None = None
+    further: Further | None = None
     measures: bool = False
     packages: tuple[str, ...] = ()
 
@@ -52,7 +54,7 @@ class Stage:
         return dict(self.after) | dict(self.further(config, label) if self.further else {})
 
 
-def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
+def _distillation(name: str, *, cfg_aware: bool, further: Further | None = None, **after: str) -> Stage:
     """Without the guided loss a distillation depends on nothing of its guidance."""
 
     def meaning(config: SnapFusionConfig, _: str) -> Mapping[str, Any]:
@@ -66,16 +68,29 @@ def _distillation(name: str, *, cfg_aware: bool, **after: str) -> Stage:
         after=after,
         module="step_distillation",
         meaning=meaning,
+        further=further,
     )
 
 
+def _start_of_student_8(config: SnapFusionConfig, _: str) -> Mapping[str, str]:
+    return {"student": f"{start_of_student_8(config.run.skip)}.weights"}
+
+
 def _deciding_table(config: SnapFusionConfig, _: str) -> Mapping[str, str]:
-    """Where MACs decide, the table is no input: what another machine measures changes no decision."""
-    by_table = config.architecture_evolution.decide_by == "table"
+    """Where MACs decide, or nothing, the table is no input: what another machine measures changes no decision."""
+    section = config.architecture_evolution
+    by_table = section.decide_by == "table" and section.architecture is None
     return {"latency_table": "latency_profile"} if by_table else {}
 
 
-_STEPS = ("evaluation.base_steps", "step_distillation.intermediate_steps", "step_distillation.final_steps")
+def _evolved(config: SnapFusionConfig, _: str) -> Mapping[str, Any]:
+    return {"architecture_evolution": config.architecture_evolution.meaning_of_stage()}
+
+
+# What decides in how many steps a variant is drawn.
+_STEPS = (
+    "run.skip", "evaluation.base_steps", "step_distillation.intermediate_steps", "step_distillation.final_steps",
+)  # fmt: skip
 
 
 def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
@@ -87,7 +102,10 @@ def _guided(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
 
 
 def _evaluated(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    found = values_of(config, ["evaluation.features", "evaluation.pictures", "evaluation.split"])
+    found = values_of(
+        config,
+        ["evaluation.features", "evaluation.pictures", "evaluation.split", "evaluation.apart_pictures"],
+    )
     return found | {"steps": variant_of(label, config).steps}
 
 
@@ -97,11 +115,16 @@ def _models_of(_: SnapFusionConfig, label: str) -> dict[str, str]:
 
 
 def _evaluated_models(config: SnapFusionConfig, label: str) -> dict[str, str]:
-    return _models_of(config, label) | {"guidance": f"guidance_selection {label}"}
+    return _models_of(config, label) | {"guidance": f"guidance_selection {GUIDED_AS.get(label, label)}"}
 
 
 def _exported(config: SnapFusionConfig, label: str) -> Mapping[str, Any]:
-    return {"coreml_export": config.coreml_export.meaning_for(label)}
+    return {"coreml_export": config.coreml_export.meaning_for(label)} | _base_ships(config)
+
+
+def _base_ships(config: SnapFusionConfig) -> dict[str, Any]:
+    """Said only where it is so: every component's report names what the UNet that ships predicts."""
+    return {} if made_by("student_8", config.run.skip) else {"unet": "the base's"}
 
 
 def _weights_of(_: SnapFusionConfig, label: str) -> Mapping[str, str]:
@@ -109,12 +132,16 @@ def _weights_of(_: SnapFusionConfig, label: str) -> Mapping[str, str]:
     return {"weights": places.get(label, "")}
 
 
-# What decides the pictures of a bundle, besides its components.
-_DRAWING = (
-    "coreml_export.guidance_scale",
-    "coreml_export.program_check.pictures",
-    "step_distillation.final_steps",
-)
+# What decides the pictures of a bundle, besides its components and the steps.
+_DRAWING = ("coreml_export.guidance_scale", "coreml_export.program_check.pictures")
+
+
+def _drawn_bundle(config: SnapFusionConfig, names: Sequence[str]) -> dict[str, Any]:
+    steps = {"step_distillation.final_steps": steps_of_what_ships(config)}  # the name from before parts
+    return values_of(config, [*names, *_DRAWING]) | steps | _base_ships(config)
+
+
+_COMPRESSION = ("coreml_compression", "coreml_export.program_check.timesteps")
 # The components that pictures are drawn with, and the models that torch draws with beside them.
 _DRAWN = {component: f"coreml_export {component}" for component in REQUIRED_COMPONENTS} | {
     "torch unet": "student_8.weights",
@@ -146,6 +173,7 @@ STAGES: dict[str, Stage] = {
             settings=("architecture_evolution",),
             reads=("base", "data", "signal_clip"),
             after={"robust": "robust_training.weights"},
+            meaning=_evolved,
             further=_deciding_table,
         ),
         _distillation(
@@ -161,20 +189,20 @@ STAGES: dict[str, Stage] = {
             full="velocity_finetuning.weights",  # the other teacher, see student_16.teacher
             cfg_aware=False,
         ),
-        _distillation(
-            "student_8", teacher="teacher_16.weights", student="student_16.weights", cfg_aware=True
-        ),
+        _distillation("student_8", teacher="teacher_16.weights", cfg_aware=True, further=_start_of_student_8),
+        _distillation("student_4", teacher="student_8.weights", student="student_8.weights", cfg_aware=True),
+        _distillation("student_2", teacher="student_4.weights", student="student_4.weights", cfg_aware=True),
         Stage("decoder_distillation", settings=("decoder_distillation",), reads=("base", "data")),
         Stage(
             "real_pictures",
             settings=("evaluation.features",),
-            reads=("data", "signal_clip", "measure_clip", "inception"),
+            reads=("data", "signal_clip", "measure_clip", "inception", "protocols"),
             packages=_INSTRUMENTS,
         ),
         Stage(
             "guidance_selection",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "inception"),
+            reads=("base", "data", "signal_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_guided,
             further=_models_of,
@@ -183,7 +211,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "evaluation",
             settings=("evaluation", *_STEPS),
-            reads=("base", "data", "signal_clip", "measure_clip", "inception"),
+            reads=("base", "data", "signal_clip", "measure_clip", "inception", "protocols"),
             after={"real_pictures": "real_pictures"},
             meaning=_evaluated,
             further=_evaluated_models,
@@ -191,7 +219,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "coreml_export",
-            settings=("coreml_export",),
+            settings=("coreml_export", "run.skip"),
             reads=("base", "data"),
             meaning=_exported,
             further=_weights_of,
@@ -199,12 +227,19 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "coreml_compression",
-            settings=("coreml_compression", "coreml_export.program_check.timesteps", *_DRAWING),
+            settings=(*_COMPRESSION, *_DRAWING, *_STEPS),
             reads=("base", "data", "signal_clip"),
             after=_DRAWN,
+            meaning=lambda config, _: _drawn_bundle(config, _COMPRESSION),
             packages=_CONVERTER,
         ),
-        Stage("bundle_drawing", settings=_DRAWING, reads=("base", "data", "measure_clip"), after=_DRAWN),
+        Stage(
+            "bundle_drawing",
+            settings=(*_DRAWING, *_STEPS),
+            reads=("base", "data", "measure_clip"),
+            after=_DRAWN,
+            meaning=lambda config, _: _drawn_bundle(config, ()),
+        ),
     )
 }
 

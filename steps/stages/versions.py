@@ -30,8 +30,13 @@ def stage_version(stage: str) -> int:
 
 def source_hash(stage: str) -> str:
     """SHA-256 over the syntax trees of the stage's module and of all it imports; comments and layout do not count."""
+    return module_hash(STAGES[stage].import_name)
+
+
+def module_hash(name: str) -> str:
+    """The same of any module of this project."""
     digest = hashlib.sha256()
-    for path in sorted(_closure(STAGES[stage].import_name)):
+    for path in sorted(_closure(name)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         _drop_docstrings(tree)
         digest.update(path.relative_to(ROOT).as_posix().encode())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from steps.store.base import Mirror, Store, get_bytes, put_folder
 from steps.store.local import LocalStore
 

@@ -147,7 +147,7 @@ def parse_document(key: str, text: str, kind: type = dict) -> Any:
     if not valid:
         raise DamagedError(
             f"document {key} is damaged: it must hold JSON but holds {text[:100]!r}; "
-            "run `python -m flows.commands.fsck` on the store"
+            "run `snapfusion fsck` on the store"
         )
     return found
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import botocore.exceptions
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import ObjectRef
+from artifacts_schema.run_configs import StoreConfig
 from steps.files.disk import file_sha256
 from steps.files.errors import DamagedError, StoreError
 from steps.files.sealed import seal, unseal

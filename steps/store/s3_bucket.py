@@ -17,7 +17,7 @@ import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 from tqdm import tqdm
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from steps.files.errors import DamagedError, StoreError
 from steps.store.base import Entry
 from steps.store.files import HashingWriter

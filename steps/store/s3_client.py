@@ -22,7 +22,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from steps.files.errors import ConfigError, DamagedError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _is_passing(error: BaseException, cause: BaseException | None) -> bool:
 
 _NO_ANSWER = "the server does not answer; check store.endpoint or AWS_ENDPOINT_URL_S3"
 _POLICY = (
-    "`python -m infra.s3` prints what a run needs (with store.kms_key: --kms-key); a bucket may also demand a certain "
+    "`snapfusion s3` prints what a run needs (with store.kms_key: --kms-key); a bucket may also demand a certain "
     "store.encryption"
 )
 _ADVICE = {

@@ -16,13 +16,14 @@ def ema_decay(update: int, maximum: float) -> float:
 
 
 class ExponentialMovingAverage:
-    """Float32 shadow of every trainable parameter, keyed by parameter name."""
+    """Float32 shadow of every trainable parameter, keyed by parameter name; `on_host` in the computer's own memory."""
 
-    def __init__(self, model: nn.Module, maximum_decay: float) -> None:
+    def __init__(self, model: nn.Module, maximum_decay: float, *, on_host: bool = False) -> None:
         self.maximum_decay = maximum_decay
         self.updates = 0
+        self.device = torch.device("cpu") if on_host else None  # None: where the parameters are
         self.shadow: dict[str, Tensor] = {
-            name: parameter.detach().clone().float()
+            name: parameter.detach().to(self.device or parameter.device, torch.float32, copy=True)
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
@@ -34,7 +35,7 @@ class ExponentialMovingAverage:
         self.updates += 1
         parameters = dict(model.named_parameters())
         shadows = list(self.shadow.values())
-        currents = [parameters[name].detach().float() for name in self.shadow]
+        currents = [parameters[name].detach().to(shadow) for name, shadow in self.shadow.items()]
         torch._foreach_lerp_(shadows, currents, 1.0 - decay)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from steps.training.interruption import stop_flag
 from steps.training.outcome import IntervalHook, Part, TrainingOutcome
 from steps.training.pace import Speed, pause_after_checkpoint
 from steps.training.ranks import ranks
+from steps.training.recomputation import set_recomputation
 from steps.training.selection import BestState, HeldOut
 from steps.training.stepping import Stepper, Work
 
@@ -90,7 +91,9 @@ class _Training:
         self.checkpoints, self.folder = checkpoints, checkpoints.folder
         self.stepper = Stepper(replace(work, iteration=self.part.start))
         self.bare_model = self.stepper.bare_model
-        self.ema = ExponentialMovingAverage(self.bare_model, self.training.ema_decay)
+        self.ema = ExponentialMovingAverage(
+            self.bare_model, self.training.ema_decay, on_host=self.training.ema_on_host
+        )
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.pending = 0
@@ -206,7 +209,7 @@ class _Training:
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
         for name in self.ema.shadow:
-            self.ema.shadow[name] = tensors[f"ema.{name}"].to(device)
+            self.ema.shadow[name] = tensors[f"ema.{name}"].to(self.ema.device or device)
         optimizer: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.stepper.parameters}
         for entry, value in tensors.items():
             if entry.startswith("optimizer."):
@@ -223,6 +226,7 @@ class _Training:
 
         There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
+        set_recomputation(self.bare_model, False)
         self.ema.copy_to(self.bare_model)
         selection = self.best.hand_on(self.bare_model)
         self.bare_model.eval()

@@ -16,6 +16,7 @@ from steps.training.group import mean_terms
 from steps.training.outcome import Part
 from steps.training.pace import learning_rate_factor
 from steps.training.randomness import epoch_indices
+from steps.training.recomputation import set_recomputation
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Stepper:
 
     def connect(self) -> None:
         """Place the model among the ranks that there are now."""
+        set_recomputation(self.bare_model, self.training.gradient_checkpointing)
         # A skipped unit has no gradient, here as on one rank: to touch it with a zero would decay and move its weights.
         ranks = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", kwargs_handlers=[ranks])

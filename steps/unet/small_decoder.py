@@ -8,7 +8,7 @@ and each upsampler starts the next. Channels with the largest weight norm stay.
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -28,6 +28,22 @@ class SmallDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
     `config.block_out_channels`, `config.latent_channels`), so it also works as `vae=` of a text-to-image
     pipeline, saved and loaded.
     """
+
+    _supports_gradient_checkpointing = True
+
+    SHARED: ClassVar[tuple[str, ...]] = (
+        "out_channels",
+        "up_block_types",
+        "layers_per_block",
+        "act_fn",
+        "latent_channels",
+        "scaling_factor",
+        "force_upcast",
+        "use_post_quant_conv",
+        "mid_block_add_attention",
+        "sample_size",
+    )
+    """What it has as the full decoder has it."""
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # noqa: PLR0913 - the configuration that is saved with the weights
@@ -68,19 +84,7 @@ class SmallDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers 
         widths, groups = small_widths(
             vae.config.block_out_channels, width_fraction, norm_num_groups=vae.config.norm_num_groups
         )
-        shared = (
-            "out_channels",
-            "up_block_types",
-            "layers_per_block",
-            "act_fn",
-            "latent_channels",
-            "scaling_factor",
-            "force_upcast",
-            "use_post_quant_conv",
-            "mid_block_add_attention",
-            "sample_size",
-        )
-        settings = {key: vae.config[key] for key in shared}
+        settings = {key: vae.config[key] for key in cls.SHARED}
         small: Self = cls(**settings, block_out_channels=widths, norm_num_groups=groups)
         if small.post_quant_conv is not None:
             small.post_quant_conv.load_state_dict(vae.post_quant_conv.state_dict())

@@ -8,7 +8,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from artifacts_schema.base import Measurement
-from artifacts_schema.config import InvalidConfig, SnapFusionConfig, load_config, load_config_file
+from artifacts_schema.config import (
+    InvalidConfig,
+    SnapFusionConfig,
+    load_config,
+    load_config_file,
+    parse_config,
+)
 from artifacts_schema.pretraining import PretrainingConfig, load_pretraining_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -44,10 +50,15 @@ def test_every_number_has_a_range(config: type[BaseModel]) -> None:
     ]
 
 
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def keys(section: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key of a configuration that is no section."""
     for name, field in section.model_fields.items():
-        inner = field.annotation
+        # A section that may be left out is one, too.
+        inner = next((kind for kind in get_args(field.annotation) if _is_section(kind)), field.annotation)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, (*place, name))
         elif get_origin(inner) is dict and place == ():  # tables by name
@@ -157,3 +168,29 @@ def test_pretraining_configuration() -> None:
     assert load_pretraining_config(text).unet.training.iterations > 0
     with pytest.raises(InvalidConfig, match=r"'unet\.width'"):
         load_pretraining_config(text.replace("[unet]", "[unet]\nwidth = 3"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"student_2": {}}, "student_2 halves the steps of the student before it"),
+        (
+            {
+                "step_distillation": {"intermediate_steps": 4, "final_steps": 2},
+                "student_4": {},
+                "student_2": {},
+            },
+            "student_2 halves the steps",
+        ),
+        ({"evaluation": {"variants": ["student_4_small_decoder"]}}, "student_4 needs a section"),
+        (
+            {"evaluation": {"variants": ["student_8_compressed"]}},
+            "student_8_small_decoder, which must be there",
+        ),
+        ({"evaluation": {"variants": ["student_9"]}}, "evaluation.variants.0"),
+        ({"evaluation": {"apart_pictures": 8}}, "apart_pictures needs frozen protocols"),
+    ],
+)
+def test_variants_and_students_must_be_there(payload: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        parse_config(payload)

@@ -7,7 +7,7 @@ import coremltools as ct
 import torch
 
 from artifacts_schema.bundle import ComponentReport
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.models.stored import save_model

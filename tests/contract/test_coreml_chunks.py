@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from artifacts_schema.bundle import ComponentReport
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
 from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
 from steps.export.interpreter import load_packages

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from artifacts_schema.bundle import BundleDrawing, BundleManifest, DrawingScores
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
 from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule, grid_timesteps
 from steps.export.bundle import assemble_bundle

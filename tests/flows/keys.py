@@ -13,9 +13,10 @@ from artifacts_schema.base import Provenance
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef, ObjectRef
-from artifacts_schema.stage_configs import EvaluationConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from flows import runtime, stages
 from steps.cache.keys import CacheResult, StageKey
+from steps.evaluation.variants import COMPRESSED
 from steps.inputs import checks as run_checks
 from steps.inputs import folders as input_folders
 from steps.models.base_folder import folder_identity
@@ -33,7 +34,8 @@ EXAMPLES = {
     "coreml_compression": "compression_v1",
     "bundle_drawing": "bundle_drawing_v1",
 }
-VARIANTS = EvaluationConfig().variants
+# The compressed bundle is drawn by a step of its own, flows.shipped.
+VARIANTS = tuple(name for name in EvaluationConfig().variants if name != COMPRESSED)
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker")
 
 

@@ -21,9 +21,10 @@ GUIDANCE = {f"guidance_selection {variant}" for variant in VARIANTS}
 EXPORTS = {f"coreml_export {component}" for component in COMPONENTS}
 BUNDLE = {"coreml_compression", "bundle_drawing"}
 SIXTEEN = {"teacher_16", "student_16"}
-DISTILLATIONS = SIXTEEN | {"student_8"}
+CHAIN = {"student_8", "student_4", "student_2"}
+DISTILLATIONS = SIXTEEN | CHAIN
 SINGLE = ("latency_profile", "velocity_finetuning", "robust_training", "architecture_evolution", "teacher_16",
-          "student_16", "student_8", "decoder_distillation", "real_pictures")  # fmt: skip
+          "student_16", "student_8", "student_4", "student_2", "decoder_distillation", "real_pictures")  # fmt: skip
 ALL = {"start", *SINGLE, *GUIDANCE, *EVALUATIONS, *EXPORTS, *BUNDLE}
 MEASURED = {"real_pictures", *GUIDANCE, *EVALUATIONS}
 FEW = (GUIDANCE | EVALUATIONS) - {"guidance_selection base_50", "evaluation base_50"}
@@ -45,10 +46,12 @@ READ_BY: dict[str, set[str]] = {
     "data": {"start"},
     "data.shards": set(),  # of webdataset, by what is in them
     **{stage: {stage} for stage in SINGLE},
-    **{f"{stage}.training.{name}": set() for stage in SINGLE for name in ("checkpoint_interval_s", "log_interval")},
+    **{f"{stage}.training.{name}": set() for stage in SINGLE
+       for name in ("checkpoint_interval_s", "log_interval", "gradient_checkpointing", "ema_on_host")},
     "step_distillation": DISTILLATIONS,
-    "step_distillation.cfg_probability": {"teacher_16", "student_8"},
-    "step_distillation.cfg_range": {"teacher_16", "student_8"},
+    "student_2": {"student_4", "student_2"},  # is made of it
+    "step_distillation.cfg_probability": {"teacher_16", *CHAIN},
+    "step_distillation.cfg_range": {"teacher_16", *CHAIN},
     "step_distillation.final_steps": DISTILLATIONS | BUNDLE | FEW,
     "step_distillation.intermediate_steps": DISTILLATIONS | BUNDLE | FEW,
     "evaluation": EVALUATIONS,
@@ -56,6 +59,8 @@ READ_BY: dict[str, set[str]] = {
     "evaluation.validation_pictures": set(),  # with one scale there is no choice
     "evaluation.signal_clip": {"start"},  # by what is in the folder
     "evaluation.measure_clip": {"start"},
+    "evaluation.protocols": {"start"},
+    "evaluation.apart_pictures": {"start", *EVALUATIONS},  # needs protocols
     "evaluation.features": {"start", *MEASURED},  # brings its file
     "evaluation.inception": set(),  # of other features
     "evaluation.variants": set(),
@@ -76,6 +81,8 @@ READ_BY: dict[str, set[str]] = {
 # Other values, where they cannot be made from the default; with what must be changed along with it.
 OTHER: dict[str, dict[str, Any]] = {
     "run.name": {"run.name": "other"},
+    "run.skip": {"run.skip": ["decoder_distillation"]},
+    "architecture_evolution.architecture": {"architecture_evolution.architecture": "snapfusion-sd15"},
     "compute.device": {"compute.device": "cpu"},
     "compute.threads": {"compute.threads": 99},
     "compute.prices": {"compute.prices": {"student_8": 3.2}},
@@ -99,10 +106,15 @@ OTHER: dict[str, dict[str, Any]] = {
         "step_distillation.intermediate_steps": 8, "step_distillation.final_steps": 4,
     },
     "step_distillation.cfg_range": {"step_distillation.cfg_range": [2.0, 7.0]},
+    "decoder_distillation.start": {"decoder_distillation.start": "fresh"},
     "student_16.teacher": {"student_16.teacher": "velocity_finetuning"},
     "evaluation.signal_clip": {"evaluation.signal_clip": "assets/evaluators/openclip_measure"},
     "evaluation.measure_clip": {"evaluation.measure_clip": "assets/evaluators/openclip_signal"},
     "evaluation.inception": {"evaluation.inception": "a.tar"},
+    "evaluation.protocols": {"evaluation.protocols": "frozen"},
+    "evaluation.apart_pictures": {"evaluation.protocols": "frozen", "evaluation.apart_pictures": 7},
+    "student_4": {"student_4.training.iterations": 7},
+    "student_2": {"student_4.training.iterations": 7, "student_2.training.iterations": 7},
     "evaluation.variants": {"evaluation.variants": ["base_50", "student_8"]},
     "evaluation.guidance_scales": {"evaluation.guidance_scales": [3.0, 5.0]},
     "evaluation.split": {"evaluation.split": "validation"},
@@ -215,7 +227,13 @@ def drawn(*variants: str) -> set[str]:
     return {f"{stage} {variant}" for stage in ("guidance_selection", "evaluation") for variant in variants}
 
 
-AFTER_STUDENT_8 = {*drawn("student_8", "student_8_small_decoder"), "coreml_export unet", *BUNDLE}
+AFTER_STUDENT_8 = {
+    "student_4",
+    "student_2",
+    *drawn("student_8", "student_8_small_decoder"),
+    "coreml_export unet",
+    *BUNDLE,
+}
 AFTER_STUDENT_16 = {"student_8", *drawn("student_16"), *AFTER_STUDENT_8}
 AFTER_TEACHER_16 = {"student_8", *drawn("teacher_16"), *AFTER_STUDENT_8}
 AFTER_EVOLUTION = {"student_16", *AFTER_STUDENT_16}
@@ -269,6 +287,15 @@ def test_where_macs_decide_another_measurement_changes_no_decision(keys: Keys) -
     assert {name for name in before if before[name].sha256 != after[name].sha256} == {"latency_profile"}
 
 
+def test_of_a_given_architecture_nothing_of_the_search_counts(keys: Keys) -> None:
+    given = {"architecture_evolution.architecture": "snapfusion-sd15"}
+    before = keys.of(given, propagate=True)
+    for other in ({"architecture_evolution.rounds": 9}, {"latency_profile.repeats": 7}):
+        after = keys.of(given | other, propagate=True)
+        changed = {name for name in before if before[name].sha256 != after[name].sha256}
+        assert changed <= {"latency_profile"}
+
+
 READERS = {
     "base": ALL - {"real_pictures"},  # robust_training and architecture_evolution: the noise schedule
     "data": ALL - {"start", "latency_profile"},
@@ -277,6 +304,7 @@ READERS = {
     "signal_clip": {"start", "architecture_evolution", "coreml_compression", *MEASURED},
     "measure_clip": {"start", "bundle_drawing", "real_pictures", *EVALUATIONS},
     "inception": {"start", *MEASURED},
+    "protocols": {"start", *MEASURED},
 }
 
 

@@ -115,7 +115,7 @@ def test_the_flow_is_decorated_or_refused(monkeypatch: pytest.MonkeyPatch) -> No
     flow = Flow(config(schedule=WEEKLY, **BY_MACS, **promoting))
     Scheduled.pre_mutate(None, flow)  # type: ignore[arg-type]
     assert flow.added == {"schedule": {"cron": "0 3 * * 1"}}
-    assert flow.cards == [{"type": "blank", "id": "promotion"}]
+    assert flow.cards == [{"type": "stage", "id": "promotion"}]
     with pytest.raises(ScheduleRefused, match="nothing was deployed"):
         Scheduled.pre_mutate(None, Flow(config(schedule=WEEKLY, **promoting)))  # type: ignore[arg-type]
 

@@ -46,8 +46,8 @@ def test_run_leaves_bundle_report_and_pictures(finished: Launches) -> None:
     assert {"vocab.json", "merges.txt", "manifest.json"} <= {path.name for path in bundle.iterdir()}
     assert len(list(bundle.glob("*.mlpackage"))) == 3
     pictures = {path.name for path in (folder / "pictures").glob("*.png")}
-    assert len(pictures) == 5 and "torch_above_bundle_below.png" in pictures
-    for expected in (str(bundle), str(folder / "report.json"), "card view", "python -m flows.commands.draw"):
+    assert len(pictures) == 6 and "torch_above_bundle_below.png" in pictures
+    for expected in (str(bundle), str(folder / "report.json"), "card view", "snapfusion draw"):
         assert expected in output
 
 
@@ -72,7 +72,7 @@ def test_a_smoke_run_is_labelled_as_one(finished: Launches) -> None:
 def test_every_stage_is_in_the_report(finished: Launches) -> None:
     names = {stage["stage"] for stage in report(finished.home)["stages"]}
     assert set(TRAININGS) <= names
-    assert {"start", "latency_profile", "coreml_export unet", "evaluation student_8_small_decoder"} <= names
+    assert {"start", "latency_profile", "coreml_export unet", "evaluation student_8_compressed"} <= names
 
 
 def test_the_report_knows_its_code_and_what_the_cache_did(finished: Launches) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from infra.local import seaweedfs
 from infra.local.__main__ import exports
 from infra.local.seaweedfs import Server, free_ports

@@ -12,7 +12,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from infra.s3.__main__ import main
 from infra.s3.policy import ROLES, Role, keep_versions, policy

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands import collect, fsck
 from flows.commands.collect import main
 from steps.cache.leases import in_use

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from flows.commands.store_options import store_config, store_options, store_parser
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd"

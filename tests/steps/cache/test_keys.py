@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from artifacts_schema.config import StoreConfig
 from artifacts_schema.references import WeightsRef
+from artifacts_schema.run_configs import StoreConfig
 from artifacts_schema.training import TrainingRecord
 from steps.cache.keys import StageKey, cached_stage
 from steps.files.errors import StoreError

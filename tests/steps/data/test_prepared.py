@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from artifacts_schema.config import DataConfig
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.readers import read_record
+from artifacts_schema.run_configs import DataConfig
 from steps.data import prepared
 from steps.data.openmoji import SPLITS, draw, list_openmoji
 from steps.data.prepared import PreparedData, encode_moments, prepare_data, prepare_source

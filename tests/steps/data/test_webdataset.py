@@ -13,7 +13,7 @@ from PIL import Image
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from artifacts_schema.config import DataConfig
+from artifacts_schema.run_configs import DataConfig
 from steps.data.prepared import PreparedData, prepare_data
 from steps.data.shards import expand_shards
 from steps.data.source import Picture

@@ -1,5 +1,7 @@
 """The distillation and velocity losses, against float64 numpy and against mistakes that others made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,28 @@ def test_a_network_that_is_exact_at_both_step_sizes_has_no_loss(steps: int) -> N
 
     value = distillation(PointMass(), steps=steps)(PointMass(), BATCH)["loss"].item()
     assert value < 1e-5
+
+
+@pytest.mark.parametrize("many", [2, 4, 16])
+def test_a_teacher_of_more_steps_goes_from_one_point_of_the_student_to_the_next(many: int) -> None:
+    teacher = LinearUNet(-0.1)
+    loss = replace(distillation(teacher, steps=2), teacher_steps=2 * many)
+    loss(LinearUNet(0.2), BATCH)
+    grid = [*grid_timesteps(2 * many, train_timesteps=1000), -1]
+    assert len(teacher.calls) == many
+    for first in range(len(BATCH.indices)):
+        places = [grid.index(int(call.t[first])) for call in teacher.calls]
+        assert places == list(range(places[0], places[0] + many)) and places[0] % many == 0
+    if many == 2:
+        same = distillation(LinearUNet(-0.1), steps=2)(LinearUNet(0.2), BATCH)["loss"]
+        assert torch.equal(loss(LinearUNet(0.2), BATCH)["loss"], same)
+
+
+def test_constant_gamma_takes_the_original_loss_as_it_is() -> None:
+    loss = replace(distillation(LinearUNet(-0.1), gamma=0.7), dynamic_gamma=False)
+    terms = loss(LinearUNet(0.2), BATCH)
+    expected = terms["distillation"] + 0.7 * terms["original"]
+    assert terms["loss"].item() == pytest.approx(expected.item())
 
 
 def test_guidance_of_one_equals_the_vanilla_loss() -> None:

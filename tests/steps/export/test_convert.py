@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
 from steps.export.contract import package_name
 from steps.export.convert import check_weights, export, weights_hash
 from steps.files.errors import DiskFullError, ExportError

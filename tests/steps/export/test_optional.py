@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
-from artifacts_schema.stage_configs import CoremlExportConfig
+from artifacts_schema.result_configs import CoremlExportConfig
 from steps.export.interpreter import Program
 from steps.export.optional import EncoderForExport, SafetyCheckerForExport, load_safety_checker
 from steps.export.wrappers import RUNTIME_SCALING_FACTOR

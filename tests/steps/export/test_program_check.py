@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from artifacts_schema.bundle import Parity, ParityPoint
-from artifacts_schema.stage_configs import ProgramCheckConfig
+from artifacts_schema.result_configs import ProgramCheckConfig
 from steps.export.program_check import Sample, check_gates, check_program, describe, psnr
 from steps.files.errors import ExportError
 from tests.steps.export.programs import CONTRACT, Cancels, Exporter, Layers, exporter, samples

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from artifacts_schema.stage_configs import ProgramCheckConfig
+from artifacts_schema.result_configs import ProgramCheckConfig
 from steps.diffusion.schedule import NoiseSchedule
 from steps.export.samples import decoder_samples, text_samples, unet_samples
 from steps.files.errors import ExportError

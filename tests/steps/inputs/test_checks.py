@@ -74,7 +74,7 @@ def test_what_the_store_holds_already_needs_no_room_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = parse_config({})
-    free = 4 * run_checks._STORE_COPIES * facts_of(ROOT / "assets/base").unet_parameters // 2 + (1 << 30)
+    free = 4 * run_checks.STORE_COPIES * facts_of(ROOT / "assets/base").unet_parameters // 2 + (1 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 1 << 40, free))
     with pytest.raises(DiskFullError):
         check_run(large, ROOT, tmp_path)
@@ -101,3 +101,24 @@ def test_grace_period_the_disk_cannot_meet_is_refused(
 def test_export_that_must_fail_is_refused(export: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         check_run(parse_config({"coreml_export": export}), ROOT, tmp_path)
+
+
+def given(architecture: object, **run: object) -> SnapFusionConfig:
+    return parse_config(
+        {
+            "base": {"path": "assets/base"},
+            "run": run,
+            "architecture_evolution": {"architecture": architecture},
+        }
+    )
+
+
+def test_an_architecture_of_another_base_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Not in the middle of the run, after robust training. The paper's fits the embedded base."""
+    check_run(given("snapfusion-sd15"), ROOT, tmp_path)
+    other = {"name": "other", "base_config": "0" * 64, "stages": []}
+    message = r"architecture is none of the base assets/base: .* belongs to the base config 000000000000"
+    with pytest.raises(ConfigError, match=message):
+        check_run(given(other), ROOT, tmp_path)
+    skipped = ["robust_training", "architecture_evolution"]
+    check_run(given(other, skip=skipped), ROOT, tmp_path)  # nobody builds it

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from artifacts_schema.config import SnapFusionConfig, StoreConfig, parse_config
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Server
 from steps.files.errors import ConfigError, DataError
 from steps.inputs import fetched
@@ -44,7 +45,10 @@ def test_a_folder_and_brace_patterns_become_paths(put: Put, tmp_path: Path) -> N
     shards = put("shards/000.tar", b"a").replace("000", "{000..001}")
     put("shards/001.tar", b"b")
     here = {"signal_clip": place, "measure_clip": "assets/measure"}
-    config = _config(evaluation=here, data={"source": "webdataset", "shards": [shards, "local.tar"]})
+    config = _config(
+        evaluation=here,
+        data={"source": "webdataset", "shards": [shards, "local.tar"], "held_out_from": [shards]},
+    )
     found = with_fetched_inputs(config, tmp_path)
     folder = Path(found.evaluation.signal_clip)
     assert (folder / "config.json").read_bytes() == b"{}"
@@ -52,6 +56,7 @@ def test_a_folder_and_brace_patterns_become_paths(put: Put, tmp_path: Path) -> N
     assert found.evaluation.measure_clip == "assets/measure"
     first, second, local = found.data.shards
     assert Path(first).name == "000.tar" and Path(second).read_bytes() == b"b" and local == "local.tar"
+    assert found.data.held_out_from == (first, second)  # they are compared by their paths
     assert found.store == config.store and found.base == config.base
 
 

@@ -11,7 +11,7 @@ from artifacts_schema.data import RawData
 from steps.files.errors import BaseModelError
 from steps.files.hashes import FileHashes
 from steps.inputs import folders as input_folders
-from steps.inputs.folders import base_folder, input_identities, raw_data
+from steps.inputs.folders import base_folder, held_out_identity, input_identities, raw_data
 from steps.pretraining.micro import write_micro_base, write_micro_openclip
 
 
@@ -50,6 +50,21 @@ def test_another_version_of_what_draws_the_pictures_is_other_data(
     after = raw_data(given.data, tmp_path, hashes)
     assert after.packages == before.packages | {package: "99"}
     assert input_identities(given, tmp_path, before) != input_identities(given, tmp_path, after)
+
+
+def test_the_shards_that_hold_out_are_known_by_their_bytes_too(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        for number in (0, 1):
+            (tmp_path / folder / f"{number}.tar").write_bytes(b"shard %d" % number)
+
+    def held_out(folder: str, *names: str) -> dict[str, str]:
+        found = config([f"{folder}/{{0..1}}.tar"]).data
+        named = found.model_copy(update={"held_out_from": tuple(f"{folder}/{name}" for name in names)})
+        return held_out_identity(named, tmp_path, raw_data(named, tmp_path, FileHashes(tmp_path / "hashes")))
+
+    assert held_out("here", "0.tar") == held_out("there", "0.tar") != held_out("here", "1.tar")
+    assert held_out("here") == {}
 
 
 def settings(config: SnapFusionConfig) -> object:

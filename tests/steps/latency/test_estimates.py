@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts_schema.config import ComputeConfig, InvalidConfig, SnapFusionConfig, parse_config
+from artifacts_schema.config import InvalidConfig, SnapFusionConfig, parse_config
+from artifacts_schema.run_configs import ComputeConfig
 from steps.latency.estimates import StageEstimate, format_estimates, stage_estimates
 from steps.latency.unit_costs import measure_unit_costs
 from steps.models.base import load_base

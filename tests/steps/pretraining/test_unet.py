@@ -8,8 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from artifacts_schema.config import DataConfig
 from artifacts_schema.pretraining import UNetConfig
+from artifacts_schema.run_configs import DataConfig
 from artifacts_schema.stage_configs import TrainingConfig
 from steps.data.prepared import PreparedData, prepare_data
 from steps.diffusion.schedule import NoiseSchedule

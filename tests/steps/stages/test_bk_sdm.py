@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import CoremlExportConfig, LatencyProfileConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.inputs.context import StageContext
 from steps.models.stored import load_model, save_model
 from steps.stages import architecture_evolution, coreml_export, latency_profile, robust_training

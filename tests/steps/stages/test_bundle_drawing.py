@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from artifacts_schema.stage_configs import CoremlExportConfig, ProgramCheckConfig
+from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
 from steps.export.bundle_pictures import score
 from steps.export.bundle_run import Bundle
 from steps.files.errors import ExportError

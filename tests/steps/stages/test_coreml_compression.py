@@ -14,7 +14,7 @@ from artifacts_schema.compression import (
     CompressionRecord,
     compressed_reports,
 )
-from artifacts_schema.stage_configs import CoremlCompressionConfig
+from artifacts_schema.result_configs import CoremlCompressionConfig
 from steps.export.bundle_pictures import score
 from steps.export.picture_gate import missed
 from steps.stages.coreml_compression import candidates

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts_schema.stage_configs import DecoderDistillationConfig, TrainingConfig
+from artifacts_schema.distillation_configs import DecoderDistillationConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs import latent_pool
 from steps.inputs.latent_pool import PoolSettings, build_pool
@@ -178,3 +179,14 @@ def test_psnr_is_that_of_pictures_with_a_range_of_two() -> None:
     pictures = torch.zeros(3, 3, 4, 4)
     # 10 log10(2^2 / 0.2^2) = 20 dB
     assert decoder_distillation.psnr_db(Half(), torch.zeros(3, 4, 1, 1), pictures) == pytest.approx(20.0)
+
+
+def test_a_fresh_start_has_the_shape_of_the_sliced_one_and_none_of_its_weights(tmp_path: Path) -> None:
+    base = two_level_base(tmp_path / "base")
+    sliced, fresh, again = (
+        decoder_distillation.first_decoder(base, DecoderDistillationConfig(start=start), 3).state_dict()
+        for start in ("sliced", "fresh", "fresh")
+    )
+    assert {name: value.shape for name, value in sliced.items()} == {k: v.shape for k, v in fresh.items()}
+    assert not torch.equal(sliced["decoder.conv_in.weight"], fresh["decoder.conv_in.weight"])
+    assert torch.equal(fresh["decoder.conv_in.weight"], again["decoder.conv_in.weight"])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.stage_configs import EvaluationConfig, StepDistillationConfig
+from artifacts_schema.distillation_configs import StepDistillationConfig
+from artifacts_schema.result_configs import EvaluationConfig
 from steps.evaluation import bench as bench_module
 from steps.stages import evaluation, guidance_selection, real_pictures
 from tests.factories import stage_context, two_level_base
@@ -123,3 +124,39 @@ def test_without_a_choice_no_instrument_is_loaded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(bench_module, "load_features", forbidden)
     del run.inputs.signal_clip
     assert run.guidance().guidance_scale == 4.0
+
+
+def test_the_bundle_is_measured_from_the_same_noise_at_the_chosen_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steps.export import bundle_run
+
+    run = Run(tmp_path, guidance_scales=(4.0,))
+    run.guidance()
+    asked: list[tuple[str, Tensor, float]] = []
+
+    class Shipped:
+        scale = 0.0
+
+        @classmethod
+        def open(cls, folder: Path) -> "Shipped":
+            return cls()
+
+        def guided(self, scale: float) -> "Shipped":
+            self.scale = scale
+            return self
+
+        def draw(self, caption: str, noise: Tensor) -> Any:
+            asked.append((caption, noise, self.scale))
+            grey = torch.full((1, 3, 16, 16), 20 + len(asked), dtype=torch.uint8)
+            return bundle_run.Picture(noise, grey.float() / 127.5 - 1)
+
+    monkeypatch.setattr(bundle_run, "Bundle", Shipped)
+    context = replace(run.context, label="student_8_compressed")
+    record = evaluation.run_bundle(tmp_path, run.inputs, run.settings, context)
+    bench = bench_module.Bench(run.inputs, "test", "efficientnet_lite0", run.context)
+    assert [caption for caption, _, _ in asked] == bench.drawn(8) == list(record.captions)
+    assert torch.equal(torch.cat([noise for _, noise, _ in asked]), bench.noise(8))
+    assert {scale for _, _, scale in asked} == {4.0}
+    assert (record.variant, record.pictures) == ("student_8_compressed", 8)
+    assert record.protocol == run.evaluation().protocol

@@ -14,15 +14,13 @@ import pytest
 import torch
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.stage_configs import (
+from artifacts_schema.distillation_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
-    EvaluationConfig,
-    RobustTrainingConfig,
     StepDistillationConfig,
-    TrainingConfig,
-    VelocityFinetuningConfig,
 )
+from artifacts_schema.result_configs import EvaluationConfig
+from artifacts_schema.stage_configs import RobustTrainingConfig, TrainingConfig, VelocityFinetuningConfig
 from artifacts_schema.training import TrainingRecord
 from steps.evaluation import bench as bench_module
 from steps.files.progress import NullProgress, Progress

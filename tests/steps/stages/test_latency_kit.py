@@ -10,7 +10,8 @@ import torch
 from coremltools.converters.mil.mil import types
 
 from artifacts_schema.device import DeviceMeasurement, LatencyKit
-from artifacts_schema.stage_configs import CoremlExportConfig, LatencyProfileConfig
+from artifacts_schema.result_configs import CoremlExportConfig
+from artifacts_schema.stage_configs import LatencyProfileConfig
 from steps.export.interpreter import Program
 from steps.files.errors import ExportError, LatencyTableError
 from steps.latency import measure_on_mac as script

@@ -13,8 +13,9 @@ from torch import Tensor
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import RealPicturesRecord
 from steps.evaluation import bench as bench_module
+from steps.evaluation.subject import halves
 from steps.files.errors import EvaluationError
-from steps.stages.real_pictures import halves, load_reference, run
+from steps.stages.real_pictures import load_reference, run
 from tests.factories import stage_context
 
 CAPTIONS = 8
@@ -62,7 +63,13 @@ def brightness(images: Tensor) -> Tensor:
 def stand_in(data: Pictures, **more: Any) -> Any:
     """What a stage is given, with these pictures."""
     return SimpleNamespace(
-        data=data, signal_clip=Clip(), measure_clip=Clip(), inception=None, identity=lambda name: name, **more
+        data=data,
+        signal_clip=Clip(),
+        measure_clip=Clip(),
+        inception=None,
+        protocols=None,
+        identity=lambda name: name,
+        **more,
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from artifacts_schema.config import parse_config
+from artifacts_schema.distillation_configs import DistillationStageConfig, StepDistillationConfig
 from artifacts_schema.references import WeightsRef
-from artifacts_schema.stage_configs import DistillationStageConfig, StepDistillationConfig, TrainingConfig
+from artifacts_schema.stage_configs import TrainingConfig
 from artifacts_schema.training import TrainingRecord
 from steps.models.stored import load_model, save_model
 from steps.stages import step_distillation
@@ -119,3 +120,9 @@ def test_student_16_may_learn_from_the_full_unet(
     assert STAGES[stage].after.get("full") == (
         "velocity_finetuning.weights" if stage == "student_16" else None
     )
+
+
+def test_every_student_has_half_the_steps_of_the_one_before() -> None:
+    shared = StepDistillationConfig(intermediate_steps=16, final_steps=8)
+    names = ("teacher_16", "student_16", "student_8", "student_4", "student_2")
+    assert [step_distillation._steps(name, shared) for name in names] == [16, 16, 8, 4, 2]

@@ -10,14 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from artifacts_schema.stage_configs import (
+from artifacts_schema.distillation_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
-    RobustTrainingConfig,
     StepDistillationConfig,
-    TrainingConfig,
-    VelocityFinetuningConfig,
 )
+from artifacts_schema.stage_configs import RobustTrainingConfig, TrainingConfig, VelocityFinetuningConfig
 from artifacts_schema.training import TrainingRecord
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel

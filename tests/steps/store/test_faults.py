@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
-from artifacts_schema.config import StoreConfig
+from artifacts_schema.run_configs import StoreConfig
 from benchmarks.store_faults import round_of
 from infra.local.fault_proxy import FAULTS, FaultPlan, fault_proxy
 from infra.local.seaweedfs import Server

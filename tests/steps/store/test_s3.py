@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from artifacts_schema.config import InvalidConfig, StoreConfig, parse_config
+from artifacts_schema.config import InvalidConfig, parse_config
 from artifacts_schema.references import ObjectRef
+from artifacts_schema.run_configs import StoreConfig
 from infra.local.fault_proxy import FaultPlan, fault_proxy
 from infra.local.seaweedfs import Identity, Server, free_ports
 from steps.cache.keys import cached_stage

@@ -1,0 +1,124 @@
+"""What every preset would take on this machine, roughly: as `start` estimates it, from what the included model takes here."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts_schema.config import SnapFusionConfig, parse_config
+from artifacts_schema.run_configs import ComputeConfig
+from flows.environment import PROJECT_ROOT, threads_per_task, usable_cores
+from flows.health import memory_bytes
+from flows.presets import presets, read_source
+from steps.inputs.checks import SPARE_BYTES, STORE_COPIES
+from steps.inputs.folders import MICRO
+from steps.latency.estimates import stage_estimates
+
+INCLUDED = "assets/base"
+
+# Stable Diffusion 1.5 in float32, of one latent, counted on the meta device with `steps.latency.macs` and diffusers' classes.
+SD15_MACS = {"unet": 401_636_720_640, "decoder": 1_257_259_466_752}
+SD15 = {
+    "unet_activation_bytes": 4_798_481_920.0,
+    "decoder_activation_bytes": 6_039_936_576.0,
+    "unet_parameters": 859_520_964.0,
+    "decoder_parameters": 49_490_179.0,
+    "units": 32.0,
+}
+
+
+@dataclass(frozen=True)
+class PresetCost:
+    """A preset's sum over its stages: seconds of work, most memory of a training, room in the store.
+
+    `basis` says where it is from: `measured` (the preset's own base), or `scaled` by multiply-accumulates.
+    """
+
+    preset: str
+    seconds: float
+    memory_bytes: float
+    disk_bytes: float
+    basis: str
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """On what was measured, the memory of that in bytes, and a line for every preset."""
+
+    on: str
+    memory_bytes: int
+    presets: tuple[PresetCost, ...]
+
+
+def preset_costs() -> Measured:
+    """Measure the bases that are here and estimate every preset. Takes some ten seconds, with torch."""
+    import diffusers
+    import torch
+
+    from steps.inputs.context import configure_torch, quiet_libraries, select_device
+
+    quiet_libraries()
+    diffusers.utils.logging.set_verbosity_error()  # a remark on every model that goes to a device
+    threads = configure_torch(ComputeConfig(threads=threads_per_task(usable_cores()), deterministic=False))
+    device = select_device(ComputeConfig())
+    known = dict(_measured(str(device)))
+    configs = {name: parse_config(read_source(name)) for name in presets()}
+    memory = torch.cuda.mem_get_info()[1] if device.type == "cuda" else memory_bytes()
+    lines = tuple(_cost(name, config, known) for name, config in configs.items())
+    busy = f"load {os.getloadavg()[0]:.1f} on {usable_cores()} cores"
+    return Measured(f"{device}, threads: {threads}, {busy}", memory, lines)
+
+
+def _measured(device: str) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Costs of a latent by base; of Stable Diffusion scaled from the included model's, if that is there."""
+    import torch
+
+    from steps.latency.macs import count_macs
+    from steps.latency.unit_costs import measure_unit_costs
+    from steps.models.base import load_base
+    from steps.pretraining.micro import write_micro_base
+
+    with tempfile.TemporaryDirectory() as scratch:
+        yield (
+            MICRO,
+            measure_unit_costs(load_base(write_micro_base(Path(scratch) / "base")), torch.device(device)),
+        )
+    if not (PROJECT_ROOT / INCLUDED).is_dir():
+        return
+    base = load_base(PROJECT_ROOT / INCLUDED)
+    costs = measure_unit_costs(base, torch.device(device))
+    yield INCLUDED, costs
+    z = torch.zeros(1, *base.latent_shape, device=device)
+    text = torch.zeros(
+        1, base.tokenizer.model_max_length, int(base.unet.config.cross_attention_dim), device=device
+    )
+    unet, _ = count_macs(lambda: base.unet(z, torch.zeros(1, device=device), text))
+    decoder, _ = count_macs(lambda: base.vae.decode(z))
+    yield (
+        "",
+        SD15
+        | {
+            "unet_forward_s": costs["unet_forward_s"] * SD15_MACS["unet"] / unet,
+            "decoder_forward_s": costs["decoder_forward_s"] * SD15_MACS["decoder"] / decoder,
+        },
+    )
+
+
+def _cost(name: str, config: SnapFusionConfig, known: Mapping[str, Mapping[str, float]]) -> PresetCost:
+    costs = known.get(config.base.path, known.get("", {}))
+    missing = (
+        "" if config.base.path == MICRO or (PROJECT_ROOT / config.base.path).is_dir() else config.base.path
+    )
+    if not costs:
+        return PresetCost(name, 0.0, 0.0, 0.0, "not known", missing)
+    stages = stage_estimates(config, costs)
+    return PresetCost(
+        preset=name,
+        seconds=sum(stage.seconds for stage in stages),
+        memory_bytes=max(stage.memory_bytes or 0.0 for stage in stages),
+        disk_bytes=STORE_COPIES * 4 * costs["unet_parameters"] + SPARE_BYTES,
+        basis="measured" if config.base.path in known else "scaled",
+        missing=missing,
+    )

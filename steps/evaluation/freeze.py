@@ -1,0 +1,149 @@
+"""Freezes the protocols `validation` and `test`: the included ones, or those of your own captions and pictures.
+
+    python -m steps.evaluation.freeze                          # the embedded data, into docs/protocols/
+    python -m steps.evaluation.freeze --source mine.toml --validation-clip DIR --test-clip DIR --image-size 512 --output DIR
+
+Run it again only when an evaluator was replaced: results on the old protocols cannot be compared with new ones. A source
+of your own (TOML or JSON) has a section for each protocol:
+
+    subject = "shoes"
+    train_captions = "train.txt"        # optional, one a line: a held-out word that is not in it is refused
+    [test]
+    pictures = 2048                     # drawn for a claim
+    captions = [{text = "red shoe", pictures = ["a.png", "b.png"]}]
+    reference = [{text = "blue shoe", pictures = ["c.png"]}]   # what distances are measured to; none: the captions' own
+    seen = []                           # captions of other categories, and
+    novel = []                          # with unknown words: reported apart
+
+Pictures are found beside the source, or below its `folder`.
+"""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from artifacts_schema.base import Provenance
+from artifacts_schema.protocol import ProtocolRecord
+from steps.cache.provenance import package_versions
+from steps.evaluation.features import features_identity, load_features
+from steps.evaluation.freeze_sources import SIZE, Draft, openmoji_drafts, own_drafts
+from steps.evaluation.protocol import calibrate, write_protocol
+from steps.evaluation.subject import NOISE_SEED, halves, shuffled
+from steps.files.errors import EvaluationError, SnapFusionError
+from steps.files.processor import processor_name
+from steps.inputs.folders import FROZEN_PROTOCOLS, INCEPTION_SHA256
+from steps.models.base_folder import folder_identity
+from steps.models.clip import ClipScorer
+
+CALIBRATION = 16
+TOLERANCE = 1e-3  # of the largest of its kind
+SAMPLER = "DDIM or DPM-Solver++ on trailing timesteps, guided, noise keyed by picture (steps.diffusion)"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def freeze(draft: Draft, clip_folder: Path, features_name: str, inception: Path | None) -> ProtocolRecord:
+    """The protocol of a draft, with what the instruments say here of its calibration pictures."""
+    real, clip = draft.held_out, ClipScorer.load(clip_folder)
+    if len(real.names) < CALIBRATION:
+        raise EvaluationError(
+            f"{draft.role}: a protocol needs at least {CALIBRATION} real pictures, found {len(real.names)}"
+        )
+    features = load_features(features_name, inception)
+    texts = list(dict.fromkeys(real.captions))
+    retrieval = shuffled(texts, NOISE_SEED)
+    # Spread over all of them: neighbours differ in a skin tone alone.
+    spread = [number * len(real.names) // CALIBRATION for number in range(CALIBRATION)]
+    frozen = real.frozen()
+    reference = draft.reference.images if draft.reference.names else real.images[halves(real.captions)[0]]
+    return ProtocolRecord(
+        name=draft.role,
+        role=draft.role,
+        subject=draft.subject,
+        source=draft.source,
+        image_size=draft.image_size,
+        captions=tuple(texts),
+        noise_seed=NOISE_SEED,
+        pictures=draft.pictures,
+        sampler=SAMPLER,
+        retrieval=tuple(retrieval),
+        features=features_name,
+        features_sha256=INCEPTION_SHA256 if inception else features_identity(features_name),
+        evaluator_sha256=folder_identity(clip_folder),
+        real=frozen,
+        reference=draft.reference.frozen(),
+        seen=draft.seen.frozen(),
+        novel=draft.novel.frozen(),
+        calibration=calibrate(
+            [frozen[number] for number in spread],
+            real.images[spread],
+            clip=clip,
+            candidates=(retrieval, clip.text_embeddings(retrieval)),
+            features=features,
+            reference=features(reference).numpy(),
+        ),
+        tolerance=TOLERANCE,
+        provenance=Provenance(
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=processor_name(),
+            threads=torch.get_num_threads(),
+            versions=package_versions(),
+        ),
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", type=Path, help="TOML or JSON of your own; none: the embedded data")
+    evaluators = ROOT / "assets/evaluators"
+    parser.add_argument("--validation-clip", type=Path, default=evaluators / "openclip_signal")
+    parser.add_argument("--test-clip", type=Path, default=evaluators / "openclip_measure")
+    parser.add_argument(
+        "--features", choices=("efficientnet_lite0", "inception"), default="efficientnet_lite0"
+    )
+    parser.add_argument("--inception", type=Path, help="the file of --features inception")
+    parser.add_argument(
+        "--image-size", type=int, default=SIZE, help="of --source: that of the base's pictures"
+    )
+    parser.add_argument("--output", type=Path, default=FROZEN_PROTOCOLS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Freeze both and write them."""
+    options = _arguments()
+    try:
+        drafts = own_drafts(options.source, options.image_size) if options.source else openmoji_drafts()
+        clips = {"validation": options.validation_clip, "test": options.test_clip}
+        for draft in drafts:
+            protocol = freeze(draft, clips[draft.role], options.features, options.inception)
+            path = options.output / f"{draft.role}.json"
+            write_protocol(protocol, path)
+            if draft.source == "folder":
+                _pack(draft, path.with_suffix(".safetensors"))
+            sys.stdout.write(
+                f"{path}: {len(protocol.captions)} captions, {len(protocol.reference)} reference pictures, "
+                f"{protocol.identity()[:12]}\n"
+            )
+    except SnapFusionError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _pack(draft: Draft, path: Path) -> None:
+    """The pixels beside the protocol: what is measured later is what was frozen, whatever happens to the folder."""
+    parts = (draft.held_out, draft.reference, draft.seen, draft.novel)
+    images: dict[str, torch.Tensor] = {
+        name: image.contiguous()
+        for part in parts
+        for name, image in zip(part.names, part.images, strict=True)
+    }
+    save_file(images, path)
+
+
+if __name__ == "__main__":
+    main()
