@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from artifacts_schema.stage_configs import (
-    ArchitectureEvolutionConfig,
+from artifacts_schema.distillation_configs import (
     DecoderDistillationConfig,
     DistillationStageConfig,
+    StepDistillationConfig,
+)
+from artifacts_schema.stage_configs import (
+    ArchitectureEvolutionConfig,
     LatencyProfileConfig,
     RobustTrainingConfig,
-    StepDistillationConfig,
     TrainingConfig,
     VelocityFinetuningConfig,
 )
