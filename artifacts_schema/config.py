@@ -89,6 +89,14 @@ class SnapFusionConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _processes_share_batches(self) -> "SnapFusionConfig":
+        for name in type(self).model_fields:
+            training = getattr(getattr(self, name), "training", None)
+            if training is not None and (problem := training.why_not_shared_by(self.compute.processes)):
+                raise ValueError(f"{name}.training.{problem}")
+        return self
+
+    @model_validator(mode="after")
     def _promotion_can_compare(self) -> "SnapFusionConfig":
         evaluation = self.evaluation
         if self.promotion.enabled and SHIPPED not in variants_of(evaluation.variants, self.run.skip):

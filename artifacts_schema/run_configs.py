@@ -1,7 +1,7 @@
 """The sections of the configuration that a run as a whole reads: name, machine, store, base, data, report."""
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +40,11 @@ class ComputeConfig(Frozen):
     device: Device = setting("auto", "where the stages compute; auto: a GPU if there is one")
     threads: CountOrZero = setting(
         0, "of torch in each task; 0: the cores shared out over the tasks at once", unit="threads"
+    )
+    processes: Annotated[int, Field(ge=1, le=64)] = setting(
+        1,
+        "that share one training, each with a GPU of its own; batch_size must be divisible",
+        unit="processes",
     )
     deterministic: bool = setting(
         True, "torch's deterministic algorithms: on a CPU a resumed training is bit-equal"

@@ -66,6 +66,17 @@ class TrainingConfig(Frozen):
     checkpoint_interval_s: Positive = setting(60.0, "time between checkpoints", unit="s")
     log_interval: Count = setting(10, "iterations between two lines of the log")
 
+    def why_not_shared_by(self, processes: int) -> str:
+        """What is wrong with a batch of which every process must take as many pictures; empty if nothing is."""
+        below = self.batch_size // processes * processes
+        if below == self.batch_size:
+            return ""
+        nearest = " or ".join(str(size) for size in (below, below + processes) if size)
+        return (
+            f"batch_size must be divisible by compute.processes = {processes}, found {self.batch_size}; "
+            f"the nearest: {nearest}"
+        )
+
 
 class LatencyProfileConfig(Frozen):
     """`latency_profile`."""

@@ -180,6 +180,7 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
         mirror=store.mirror(place),
         own_run=own,
         sigterm_grace_s=config.compute.sigterm_grace_s,
+        processes=config.compute.processes,
     )
     # Before the work: while that lasts, somebody may edit the code.
     origin = {"stage source": source_hash(key.stage), DISTRIBUTION: code_version().text}

@@ -25,6 +25,7 @@ from steps.diffusion.parameterization import (
 from steps.diffusion.prediction import UNetInput, predict, predict_guided, predict_together
 from steps.diffusion.schedule import NoiseSchedule
 from steps.training.batch import Batch
+from steps.training.group import mean_over_ranks
 from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
@@ -167,8 +168,8 @@ class DistillationLoss:
     point of the student's N-step grid; the student's x_hat at t must equal the x that reaches z_t'' in one step (eq.
     7-9). With probability `cfg_probability`, one coin per iteration, both teacher steps and the student are guided by
     the same w, drawn per sample from `cfg_range` (eq. 10, 11), and each sample's loss is divided by
-    `guidance_power(w)`. L_ori draws t over all training timesteps. gamma's ratio is that of each micro-batch
-    on each rank: that of a whole step is known only after its last forward pass.
+    `guidance_power(w)`. L_ori draws t over all training timesteps. gamma's ratio is that of each micro-batch,
+    over all ranks: that of a whole step is known only after its last forward pass.
     """
 
     teacher: nn.Module
@@ -205,8 +206,11 @@ class DistillationLoss:
         if original is None or original_v_hat is None:
             return {"loss": distillation, **terms}
         l_ori = _mean_square(original_v_hat - original.v).mean()
-        constant = distillation + self.gamma * l_ori
-        loss = combined_loss(distillation, l_ori, self.gamma) if self.dynamic_gamma else constant
+        if self.dynamic_gamma:
+            sizes = mean_over_ranks(torch.stack((distillation, l_ori))) if batch.ranks > 1 else None
+            loss = combined_loss(distillation, l_ori, self.gamma, sizes)
+        else:
+            loss = distillation + self.gamma * l_ori
         return {"loss": loss, **terms, "original": l_ori}
 
     @property
@@ -281,11 +285,14 @@ def guidance_power(w: Tensor) -> Tensor:
     return w.square() + (w - 1.0).square()
 
 
-def combined_loss(distillation: Tensor, original: Tensor, gamma: float) -> Tensor:
+def combined_loss(
+    distillation: Tensor, original: Tensor, gamma: float, sizes: Tensor | None = None
+) -> Tensor:
     """L_dstl + gamma * stop_gradient(L_dstl / L_ori) * L_ori (paper section 5.2: L_ori rescaled to L_dstl's
-    size).
+    size). `sizes` (2,) are the two over more samples than these.
     """
-    scale = (distillation / original.clamp(min=1e-12)).detach()
+    size, of = (distillation, original) if sizes is None else sizes
+    scale = (size / of.clamp(min=1e-12)).detach()
     return distillation + gamma * scale * original
 
 

@@ -12,7 +12,8 @@ SnapFusionError
 ├── BudgetError           no allowed removal reaches the latency budget
 ├── TrainingError
 │   ├── NonFiniteLossError  the loss became NaN or infinite
-│   └── CheckpointError     no checkpoint of this training can be read
+│   ├── CheckpointError     no checkpoint of this training can be read
+│   └── RankError           one of the processes that train together is gone
 ├── EvaluationError       records of unlike protocols, or a metric that cannot be computed
 ├── ExportError           a component cannot be exported correctly
 ├── PromotionError        a run cannot become champion, or a champion cannot be used
@@ -72,6 +73,10 @@ class NonFiniteLossError(TrainingError):
 
 class CheckpointError(TrainingError):
     """No checkpoint of this training can be read."""
+
+
+class RankError(TrainingError):
+    """One of the processes that train together ended before the training."""
 
 
 class EvaluationError(SnapFusionError):

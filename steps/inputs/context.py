@@ -22,8 +22,8 @@ class StageContext:
 
     `work` holds the stage's checkpoints and scratch files and lies under its cache key, so that an interrupted stage
     finds them again whatever the run id is. `mirror` keeps the checkpoints where another machine finds them. `seed` is the
-    stage's own child seed, `version` its source's, `label` the task of a foreach. `own_run` is set with
-    `store.cache = false`: only what this run left unfinished is taken up, and `work` carries its id.
+    stage's own child seed, `version` its source's, `label` the task of a foreach. `processes` train together. `own_run` is set
+    with `store.cache = false`: only what this run left unfinished is taken up, and `work` carries its id.
     """
 
     stage: str
@@ -36,6 +36,7 @@ class StageContext:
     progress: Progress = field(default_factory=NullProgress)
     mirror: Mirror | None = None
     sigterm_grace_s: float = 10.0
+    processes: int = 1
     own_run: str = ""
 
     def checkpoints(self, name: str = "checkpoints") -> CheckpointFolder:

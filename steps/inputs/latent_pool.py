@@ -49,10 +49,14 @@ class LatentPool:
     """Rows of (unscaled latent, picture), read from the store's files as they are needed."""
 
     def __init__(self, chunks: Sequence[Path]) -> None:
+        self._chunks = tuple(chunks)
         self._files = [safe_open(path, framework="pt") for path in chunks]
         self._rows = [
             (file, row) for file in self._files for row in range(_slice(file, "latents").get_shape()[0])
         ]
+
+    def __reduce__(self) -> tuple[type["LatentPool"], tuple[tuple[Path, ...]]]:
+        return LatentPool, (self._chunks,)  # open files go to no other process
 
     def __len__(self) -> int:
         return len(self._rows)

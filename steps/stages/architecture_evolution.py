@@ -223,6 +223,7 @@ class _Evolution:
             progress=self.context.progress,
             description=f"{STAGE} round {index + 1}",
             device=self.context.device,
+            processes=self.context.processes,
         )
         self.images_per_s = outcome.images_per_s or self.images_per_s
         return outcome

@@ -73,6 +73,7 @@ def distil_decoder(
         progress=context.progress,
         description=STAGE,
         device=context.device,
+        processes=context.processes,
     )
     parents = (folder_identity(base.path),)
     metrics = size_metrics(base, outcome.model) | {

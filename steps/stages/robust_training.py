@@ -81,6 +81,7 @@ def train_robust(
         progress=context.progress,
         description=STAGE,
         device=context.device,
+        processes=context.processes,
     )
     parents = (velocity.identity(),)
     return TrainingRecord(

@@ -154,6 +154,7 @@ def distil(
         progress=context.progress,
         description=f"{context.stage}, {2 * student_steps} to {student_steps} steps",
         device=context.device,
+        processes=context.processes,
     )
 
 

@@ -88,6 +88,7 @@ def finetune(
         progress=context.progress,
         description=STAGE,
         device=context.device,
+        processes=context.processes,
     )
     return TrainingRecord(
         stage=STAGE,

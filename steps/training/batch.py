@@ -12,13 +12,15 @@ class Batch:
 
     `indices` are global sample indices, shape (b,); with `iteration` (which counts optimizer steps) and `seed` they key
     every random draw of the loss. So neither ranks nor accumulation change a draw, and what is drawn once per iteration
-    (a coin, a mask) holds for the whole step. `micro` counts the micro-batches of a step and keys nothing.
+    (a coin, a mask) holds for the whole step. `micro` counts the micro-batches of a step and keys nothing; `ranks` share the
+    micro-batch, each with as many samples.
     """
 
     iteration: int
     indices: Tensor
     seed: int
     micro: int = 0
+    ranks: int = 1
 
 
 LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
