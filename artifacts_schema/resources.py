@@ -50,7 +50,7 @@ class ResourcesConfig(Frozen):
         None, "disk of the container; Kubernetes only", unit="MB", origin="Metaflow"
     )
     shared_memory_mb: Count | None = setting(
-        None, "/dev/shm, which workers of a data loader share", unit="MB", origin="Metaflow"
+        None, "shared memory of a container, for workers of a data loader", unit="MB", origin="Metaflow"
     )
     tolerations: tuple[TolerationConfig, ...] | None = setting(
         None, "taints that are put up with; spot nodes usually have some; Kubernetes only", origin="Metaflow"

@@ -149,4 +149,4 @@ mount --bind {here}/tmp /tmp
 {show}
 cd /root/work
 exec {shlex.join(command)}
-"""
+"""  # nosec B108 - the container's own
