@@ -245,7 +245,7 @@ def _said(value: Any) -> Any:
 @pytest.mark.long
 @needs_mounts
 def test_the_compiled_workflows_run_container_by_container(deployed: argo.Deployment, workflow: Any) -> None:
-    """The first walk loses a container, the second and the state machine find everything in the cache."""
+    """Argo's walk loses a container; the state machine finds everything in the cache. A second walk: benchmarks.argo."""
     first = argo.walk_argo(deployed, workflow, "first", argo.KILLED)
     attempts = [(item.attempt, item.status) for item in first.ended if item.name == "robust-training"]
     assert attempts == [(0, -9), (1, 0)]
@@ -253,8 +253,6 @@ def test_the_compiled_workflows_run_container_by_container(deployed: argo.Deploy
     client = deployed.server.client()
     reports = client.list_objects_v2(Bucket=argo.BUCKET, Prefix="store/documents/reports/argo-")
     assert reports["KeyCount"] == 1
-    second = argo.outcomes(argo.walk_argo(deployed, workflow, "second", {}))
-    assert set(second.values()) == {"hit"} and set(second) == set(argo.outcomes(first))
     with argo.amazon() as settings:
         jobs = argo.walk_step_functions(deployed, settings)
     assert [item.status for item in jobs.ended if item.name == "student_8"] == [-9, 0]
