@@ -8,6 +8,7 @@ from metaflow import current
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.parts import STARTS_FROM, SkippedRecord, variants_of
 from flows.cards import render
+from steps.evaluation.variants import COMPRESSED
 from steps.report.content import Text
 from steps.report.parts import skipped_words
 
@@ -38,10 +39,13 @@ def skipped_record(stage: str, records: Mapping[str, Any]) -> SkippedRecord:
 
 
 def variants(config: SnapFusionConfig) -> list[str]:
-    """The variants to evaluate; those that this run does not make are named and left out."""
+    """The variants that have a task; those that this run does not make are named and left out.
+
+    The packages that ship have none: they are drawn with once there is a bundle.
+    """
     asked = config.evaluation.variants
     made = variants_of(asked, config.run.skip)
     left_out = [variant for variant in asked if variant not in made]
     if left_out:
         print(f"evaluation: left out {', '.join(left_out)}, which this run does not make (run.skip)")
-    return list(made)
+    return [variant for variant in made if variant != COMPRESSED]

@@ -25,7 +25,6 @@ from flows.schedule import Scheduled
 from flows.shipped import evaluate_bundle, further_students
 from flows.stage_card import register
 from flows.tags import tag_run
-from steps.evaluation.variants import COMPRESSED
 
 register()
 
@@ -121,7 +120,7 @@ class SnapFusionFlow(FlowSpec):
     def plan_evaluation(self) -> None:
         """Measure the real pictures, then one evaluation task per variant."""
         stages.run(self, "real_pictures")
-        self.variants = [name for name in parts.variants(read_config(self)) if name != COMPRESSED]
+        self.variants = parts.variants(read_config(self))
         self.next(self.evaluation, foreach="variants")
 
     @card(type="stage", id="progress")

@@ -11,6 +11,7 @@ from artifacts_schema.report import RunReport
 from flows import config as flow_config
 from flows import parts, runtime, stages
 from flows.runtime import pack, unpack
+from flows.shipped import evaluate_bundle
 from tests.flows.launched import TRAININGS
 
 
@@ -54,4 +55,5 @@ def _stages(flow: Any, card: Any) -> None:
         delattr(flow, f"{stage}_record")
     stages.run(flow, "coreml_compression")
     stages.bundle(flow)
+    evaluate_bundle(flow)
     stages.report(flow, card)
