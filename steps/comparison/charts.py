@@ -7,6 +7,7 @@ import altair as alt
 import pandas as pd
 
 from steps.comparison.runs import Run
+from steps.report.charts import point_row
 
 _WIDTH = 940
 _LABEL = 300
@@ -98,19 +99,7 @@ def _all_curves(run: Run) -> dict[str, tuple[dict[str, float], ...]]:
 
 
 def _point(run: str, variant: str, shipped: bool, point: Any) -> dict[str, Any]:
-    clip, distance = point.clip_score, point.kernel_distance
-    return {
-        "run": run,
-        "variant": variant,
-        "shipped": shipped,
-        "guidance": point.guidance_scale,
-        "clip": clip.value,
-        "clip_low": clip.low,
-        "clip_high": clip.high,
-        "distance": distance.value,
-        "distance_low": distance.low,
-        "distance_high": distance.high,
-    }
+    return {"run": run, "variant": variant, "shipped": shipped, **point_row(point)}
 
 
 def _colour(names: Sequence[str]) -> alt.Color:

@@ -110,24 +110,26 @@ def unit_scores(record: EvolutionRecord) -> dict[str, object]:
     return _spec((bars + points).properties(width=WIDTH - 340, height=18 * max(1, len(scores))))
 
 
+def point_row(point: GuidancePoint) -> dict[str, float]:
+    """A point of quality as columns of a chart: its guidance scale, CLIP score and kernel distance with their intervals."""
+    distance, clip = point.kernel_distance, point.clip_score
+    return {
+        "guidance": point.guidance_scale,
+        "clip": clip.value,
+        "clip_low": clip.low,
+        "clip_high": clip.high,
+        "distance": distance.value,
+        "distance_low": distance.low,
+        "distance_high": distance.high,
+    }
+
+
 def distance_over_clip(curves: Sequence[tuple[str, Sequence[GuidancePoint]]]) -> dict[str, object]:
     """Kernel distance against CLIP score, with 95 % intervals; `curves` are titles and points."""
     rows = []
     for title, points in curves:
         for point in points:
-            distance, clip = point.kernel_distance, point.clip_score
-            rows.append(
-                {
-                    "variant": title,
-                    "guidance": point.guidance_scale,
-                    "clip": clip.value,
-                    "clip_low": clip.low,
-                    "clip_high": clip.high,
-                    "distance": distance.value,
-                    "distance_low": distance.low,
-                    "distance_high": distance.high,
-                }
-            )
+            rows.append({"variant": title, **point_row(point)})
     base = alt.Chart(pd.DataFrame(rows)).encode(
         color=alt.Color(
             "variant:N", title=None, legend=alt.Legend(labelLimit=260, orient="bottom", columns=2)

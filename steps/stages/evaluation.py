@@ -6,7 +6,6 @@ Every variant sees the same captions and the same noise, so differences between 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,10 @@ from artifacts_schema.evaluation import EvaluationRecord, GuidancePoint, Guidanc
 from artifacts_schema.protocol import Part
 from artifacts_schema.result_configs import EvaluationConfig
 from steps.evaluation.bench import Bench
-from steps.evaluation.variants import Variant, variant_of
+from steps.evaluation.variants import variant_of
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
-from steps.stages.guidance_selection import models_of
+from steps.stages.guidance_selection import drawn, models_of
 from steps.stages.real_pictures import load_reference
 
 PARTS_APART: tuple[Part, ...] = ("seen", "novel")
@@ -101,20 +100,6 @@ def _measured(
         protocol=bench.protocol(real, config.pictures),
         seconds_per_picture=Measurement.of([seconds], "s"),
         apart=apart,
-    )
-
-
-def drawn(bench: Bench, models: tuple[Any, Any, Any], variant: Variant, count: int, scale: float) -> Tensor:
-    """uint8 pictures (count, 3, H, W) of a variant at one guidance scale."""
-    unet, decoder, prediction = models
-    return bench.draw(
-        unet,
-        decoder,
-        count,
-        scale,
-        steps=variant.steps,
-        prediction_type=prediction,
-        sampler=variant.sampler,
     )
 
 

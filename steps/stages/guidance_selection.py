@@ -3,14 +3,14 @@
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import GuidancePoint, GuidanceRecord, RealPicturesRecord
 from artifacts_schema.references import WeightsRef
 from steps.evaluation.bench import Bench, groups_of
 from steps.evaluation.distances import kernel_distance
-from steps.evaluation.variants import variant_of
+from steps.evaluation.variants import Variant, variant_of
 from steps.inputs.context import StageContext
 from steps.inputs.loaded import StageInputs
 from steps.models.stored import load_model
@@ -26,20 +26,12 @@ def run(inputs: StageInputs, settings: SnapFusionConfig, context: StageContext) 
     points: list[GuidancePoint] = []
     captions = bench.drawn(count)
     if len(scales) > 1:
-        unet, decoder, prediction = models_of(inputs, context)
+        models = models_of(inputs, context)
         context.progress.start(f"guidance of {variant.name}", count * len(scales))
         reference = load_reference(context.store, real.splits["validation"])
         bench.check_environment(reference[0])
         for number, scale in enumerate(scales, start=1):
-            images = bench.draw(
-                unet,
-                decoder,
-                count,
-                scale,
-                steps=variant.steps,
-                prediction_type=prediction,
-                sampler=variant.sampler,
-            )
+            images = drawn(bench, models, variant, count, scale)
             points.append(bench.measure(images, captions, scale, reference))
             context.progress.update(number * count)
         context.progress.close()
@@ -92,3 +84,17 @@ def models_of(inputs: StageInputs, context: StageContext) -> tuple[nn.Module, An
     decoder = inputs.base.vae if decoder_ref is None else load_model(context.store, decoder_ref)
     prediction = inputs.base.prediction_type if unet_ref is None else "v_prediction"
     return unet.to(context.device), decoder.to(context.device), prediction
+
+
+def drawn(bench: Bench, models: tuple[Any, Any, Any], variant: Variant, count: int, scale: float) -> Tensor:
+    """uint8 pictures (count, 3, H, W) of a variant at one guidance scale."""
+    unet, decoder, prediction = models
+    return bench.draw(
+        unet,
+        decoder,
+        count,
+        scale,
+        steps=variant.steps,
+        prediction_type=prediction,
+        sampler=variant.sampler,
+    )
