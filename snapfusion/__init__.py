@@ -11,6 +11,8 @@
 `ArchitectureSpec` says which blocks a UNet has.
 """
 
+import sys
+import typing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +51,23 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _PLACES:
         raise AttributeError(f"module 'snapfusion' has no attribute '{name}'; it has: {', '.join(__all__)}")
+    _undo_metaflows_typing()
     module, attribute = _PLACES[name]
     found = globals()[name] = getattr(import_module(module), attribute)
     return found
+
+
+def _undo_metaflows_typing() -> None:
+    """Let torch be imported after Metaflow's `Runner` (until Metaflow, seen with 2.19, brings no typing_extensions of its own).
+
+    Its copy replaces how `typing` collects type parameters, and takes those of the real package for ones with a default.
+    """
+    if "metaflow._vendor.typing_extensions" in sys.modules:
+        import typing_extensions
+
+        real = getattr(typing_extensions, "_collect_parameters", None)  # Python 3.13 needs none
+        if real is not None:
+            typing._collect_parameters = real  # type: ignore[attr-defined]
 
 
 def __dir__() -> list[str]:

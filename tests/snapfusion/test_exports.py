@@ -28,3 +28,9 @@ def test_importing_it_loads_nothing() -> None:
 def test_a_name_that_is_not_there_is_said() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Runs'; it has: .*Run, "):
         _ = snapfusion.Runs
+
+
+def test_metaflows_typing_does_not_keep_torch_from_being_imported() -> None:
+    code = "import typing_extensions, metaflow._vendor.typeguard, snapfusion; print(snapfusion.GridDDIMScheduler.__name__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "GridDDIMScheduler\n"
