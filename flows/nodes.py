@@ -1,7 +1,9 @@
 """What the steps of `flows/nodes_flow.py` do: one stage that trains, over several nodes, between two runs of the main flow."""
 
 import difflib
+import os
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +26,9 @@ class OneStage(RemoteCompute):
 
     def tables(self, config: SnapFusionConfig, steps: Any, arguments: Any) -> Mapping[str, Any]:
         """As `RemoteCompute`. Raises RemoteRefused for a deployment."""
-        if "create" in arguments:
+        if {"step-functions", "argo-workflows"} & {*arguments} and "create" in arguments:
             raise RemoteRefused(
-                "this flow is no workflow (Step Functions have no parallel steps, and its stage is named when it runs): "
+                "this flow is no workflow to deploy (Step Functions have no parallel steps, and a run names its stage): "
                 "start it with `run --with kubernetes` or `run --with batch`"
             )
         named = dict(zip(arguments, arguments[1:], strict=False)).get("--stage", "default")
@@ -40,6 +42,8 @@ def side_by_side(step: Any) -> Any:
     if metaflow_config.DEFAULT_DATASTORE == "local":
         from metaflow import parallel
 
+        # Metaflow starts the other nodes of this machine by the name "python".
+        os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         return parallel(step)
     try:
         from metaflow import torchrun
