@@ -26,7 +26,7 @@ from steps.diffusion.prediction import UNetInput, predict, predict_guided, predi
 from steps.diffusion.schedule import NoiseSchedule
 from steps.training.batch import Batch
 from steps.training.group import mean_over_ranks
-from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
+from steps.training.randomness import Samples, coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
 VALIDATION: SplitName = "validation"
@@ -41,6 +41,9 @@ class LatentData(Protocol):
 
     def size(self, split: SplitName) -> int:
         """Number of captioned pictures."""
+
+    def order(self, split: SplitName) -> Samples:
+        """The same as what a training goes through."""
 
     def latents(self, split: SplitName, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         """Scaled latents (n, c, h, w) of unit variance."""
