@@ -50,10 +50,12 @@ class StreamedSplit(Frozen):
 
     An object is a safetensors file: bfloat16 `moments` (n, 2*c, h, w), mean and standard deviation of the unscaled
     latents; bfloat16 `embeddings` (n, tokens, width); of held-out splits uint8 `images` (n, 3, H, W); and as metadata
-    `captions`, a JSON list. Rows of `window` shards are shuffled among each other.
+    `captions`, a JSON list. `captions` is one of all rows, so that held-out captions are known without the pictures. Rows of
+    `window` shards are shuffled among each other.
     """
 
     shards: tuple[Shard, ...]
+    captions: ObjectRef | None = None
     window: int = Field(ge=1)
 
     @property
@@ -70,11 +72,13 @@ class StreamedSplit(Frozen):
 class EncodedShard(Frozen):
     """What one of the user's shards has become: an object for each split that it has pictures of.
 
-    `skipped` counts unusable samples by reason, `filtered` those that a filter left out, out of `examined`; `enlarged` are
-    pictures smaller than what the base draws. `problem` says why a shard could not be read at all.
+    `captions` are those of held-out splits. `skipped` counts unusable samples by reason, `filtered` those that a filter left
+    out, out of `examined`; `enlarged` are pictures smaller than what the base draws. `problem` says why a shard could not be
+    read at all.
     """
 
     splits: dict[SplitName, Shard] = {}
+    captions: dict[SplitName, tuple[str, ...]] = {}
     examined: int = Field(default=0, ge=0)
     skipped: dict[str, int] = {}
     filtered: dict[str, int] = {}

@@ -108,6 +108,7 @@ def prepared_bytes(data: PreparedDataRef) -> int:
     for split in data.splits.values():
         if isinstance(split, StreamedSplit):
             total += sum(shard.object.bytes for shard in split.shards)
+            total += split.captions.bytes if split.captions else 0
             continue
         shards = (*split.embeddings, *split.moments, *split.images)
         total += split.captions.bytes + sum(shard.object.bytes for shard in shards)

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from artifacts_schema.data import PreparedSplit, StreamedSplit
+from artifacts_schema.data import PreparedSplit
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.plan import RunPlan
 from steps.comparison.runs import Run
@@ -94,7 +94,7 @@ class _RealPictures:
             return
         self._split = next((item for name, item in plan.data.splits.items() if name == split), None)
         if self._split:
-            names = _captions(store, self._split)
+            names = json.loads(get_bytes(store, self._split.captions)) if self._split.captions else []
             self._places = {name: place for place, name in reversed(list(enumerate(names)))}
 
     def of(self, caption: str) -> bytes | None:
@@ -115,16 +115,6 @@ class _RealPictures:
                     return None
             row -= shard.rows
         return None
-
-
-def _captions(store: Store, split: PreparedSplit | StreamedSplit) -> list[str]:
-    if isinstance(split, PreparedSplit):
-        return list(json.loads(get_bytes(store, split.captions)))
-    found: list[str] = []
-    for shard in split.shards:
-        with safe_open(store.path_of(shard.object), framework="np") as file:
-            found += json.loads(file.metadata()["captions"])
-    return found
 
 
 def _row(path: Any, kind: str, row: int) -> Pixels:

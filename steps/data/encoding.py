@@ -72,6 +72,7 @@ def encode_shard(
         splits = {name: made.stored(name, Path(folder) / name, store) for name in sorted(made.captions)}
     return EncodedShard(
         splits=splits,
+        captions={name: tuple(texts) for name, texts in sorted(made.captions.items()) if name != "train"},
         examined=len(chosen),
         skipped=dict(sorted(made.skipped.items())),
         filtered=dict(sorted(made.filtered.items())),

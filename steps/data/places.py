@@ -76,12 +76,15 @@ def _listed(places: Sequence[str], store: StoreConfig) -> dict[str, RawFile | No
         return {}
     from steps.store.s3_source import s3_source  # boto3 takes a while to import
 
+    folders: dict[str, list[str]] = {}
+    for place in places:
+        folders.setdefault(place.rpartition("/")[0], []).append(place)
     found: dict[str, RawFile | None] = {}
-    for folder in dict.fromkeys(place.rpartition("/")[0] for place in places):
+    for folder, inside in folders.items():
         bucket, _, top = folder.removeprefix(S3).partition("/")
         prefix = f"{top}/" if top else ""
         files = {item.name: item for item in s3_source(store, bucket).listed(prefix, prefix)}
-        for place in (place for place in places if place.rpartition("/")[0] == folder):
+        for place in inside:
             item = files.get(name_of(place))
             found[place] = _file(place, item.bytes, item.etag) if item else None
     return found

@@ -112,16 +112,16 @@ class PreparedData:
         )
 
     def captions(self, split: str) -> list[str]:
-        """The caption of every picture of a split; variants of a picture share theirs. Of the user's shards each one is
-        read for that: it is meant for held-out splits.
+        """The caption of every picture of a split; variants of a picture share theirs. Of the train split of the user's shards
+        each one is read for that.
         """
         if split not in self._captions:
             found = self._split(split)
-            if isinstance(found, PreparedSplit):
+            if found is None or found.captions is None:
+                self._captions[split] = self._stream(split).captions() if found else []
+            else:
                 names = json.loads(get_bytes(self._store, found.captions))
                 self._captions[split] = [name for name in names for _ in range(found.variants)]
-            else:
-                self._captions[split] = self._stream(split).captions() if found else []
         return list(self._captions[split])
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:

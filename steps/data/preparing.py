@@ -24,6 +24,7 @@ from artifacts_schema.data import (
     SplitName,
     StreamedSplit,
 )
+from artifacts_schema.references import ObjectRef
 from artifacts_schema.run_configs import DataConfig
 from steps.data.encoding import encode_moments
 from steps.data.source import OpenMojiSource, Picture, Source
@@ -81,6 +82,9 @@ def prepare_shards(
     splits = {
         name: StreamedSplit(
             shards=tuple(item.splits[name] for item in found if name in item.splits),
+            captions=None
+            if name == "train"
+            else _stored([text for item in found for text in item.captions.get(name, ())], store),
             window=config.shuffle_shards,
         )
         for name in NEEDED_SPLITS
@@ -103,6 +107,10 @@ def prepare_shards(
         check_room(store, split)
     counts = {"examined": examined, "skipped": skipped, "filtered": filtered}
     return _ref(base, store, splits, source="webdataset", **counts)
+
+
+def _stored(captions: Sequence[str], store: Store) -> ObjectRef:
+    return store.put_bytes(json.dumps(captions, ensure_ascii=False).encode())
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -154,11 +162,10 @@ class _SplitWriter:
     def finish(self) -> PreparedSplit:
         if self._waiting:
             self._encode()
-        captions = json.dumps(self._captions, ensure_ascii=False).encode()
         return PreparedSplit(
             size=self._size,
             variants=self._variants,
-            captions=self._store.put_bytes(captions),
+            captions=_stored(self._captions, self._store),
             embeddings=self._embeddings.finish(),
             moments=self._moments.finish(),
             images=self._images.finish(),

@@ -7,7 +7,7 @@ there. docs/adr/0039-streamed-data.md
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from steps.store.base import Store
 
 logger = logging.getLogger(__name__)
 DOCUMENTS = "encoded_shards"
+_LEAST = 64  # captions that a shard gives of a split, if data.limit asks for as many: else a short run reads every shard
 _ASKED_TOGETHER = 16  # documents of a store on a server
 _ENCODERS = ("vae/", "text_encoder/", "tokenizer/")
 
@@ -45,11 +46,13 @@ class Job:
     document: str
 
 
-def jobs_of(config: DataConfig, project_root: Path, raw: RawData, base: FolderRef, size: int) -> list[Job]:
+def jobs_of(
+    config: DataConfig, project_root: Path, raw: RawData, base: FolderRef, *, size: int, own_run: str = ""
+) -> list[Job]:
     """One job a shard, of those that `config.limit` needs: each gives an equal share of it.
 
-    `base` is the stored base, of which the encoders count; `size` is the pictures' side. Raises DataError as `expand_shards`,
-    and for a shard that holds out and is not among the shards.
+    `base` is the stored base, of which the encoders count; `size` is the pictures' side; `own_run` a run that takes nothing of
+    others. Raises DataError as `expand_shards`, and for a shard that holds out and is not among the shards.
     """
     places = expand_shards(config.shards, project_root)
     holding = set(expand_shards(config.held_out_from, project_root) if config.held_out_from else places)
@@ -57,16 +60,28 @@ def jobs_of(config: DataConfig, project_root: Path, raw: RawData, base: FolderRe
         names = ", ".join(map(shown, unknown))
         raise DataError(f"data.held_out_from names shards that data.shards does not: {names}")
     encoders = {name: ref.sha256 for name, ref in base.files.items() if name.startswith(_ENCODERS)}
-    limit, used = config.limit, min(len(places), config.limit or len(places))
-    jobs = []
-    for number, (place, known) in enumerate(zip(places[:used], raw.files[:used], strict=True)):
-        most = None if limit is None else limit // used + (number < limit % used)  # they differ by one
+    used = _used(places, holding, config.limit)
+    limit, jobs = config.limit, []
+    for turn, number in enumerate(used):
+        place, known = places[number], raw.files[number]
+        most = None if limit is None else limit // len(used) + (turn < limit % len(used))  # differ by one
         rules = Rules(config, size, known.name, most, place in holding)
-        jobs.append(Job(place, known, rules, f"{DOCUMENTS}/{_key(known, rules, encoders)}"))
+        jobs.append(Job(place, known, rules, f"{DOCUMENTS}/{_key(known, rules, encoders, own_run)}"))
     return jobs
 
 
-def _key(known: RawFile, rules: Rules, encoders: dict[str, str]) -> str:
+def _used(places: Sequence[str], holding: Collection[str], limit: int | None) -> list[int]:
+    """Numbers of the shards that a limit needs, evenly spread, one that holds out among them."""
+    if limit is None:
+        return list(range(len(places)))
+    count = min(len(places), -(-limit // _LEAST))
+    used = {turn * len(places) // count for turn in range(count)}
+    if not any(places[number] in holding for number in used):
+        used.add(next(number for number, place in enumerate(places) if place in holding))
+    return sorted(used)[-limit:]
+
+
+def _key(known: RawFile, rules: Rules, encoders: dict[str, str], own_run: str) -> str:
     """Everything that decides what becomes of a shard."""
     names = ("held_out_fraction", "caption_field", "filters", "crop", "max_image_pixels")
     return content_hash(
@@ -80,6 +95,7 @@ def _key(known: RawFile, rules: Rules, encoders: dict[str, str]) -> str:
             "holds_out": rules.holds_out,
             "settings": {name: rules.config.meaning()[name] for name in names},
             "pillow": version("pillow"),
+            "run": own_run,
         }
     )
 

@@ -17,7 +17,7 @@ from artifacts_schema.data import EncodedShard, RawData
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
 from steps.data.preparing import included_source, prepare_shards, prepare_source
-from steps.data.workers import ShardEncoder, jobs_of
+from steps.data.workers import Job, ShardEncoder, jobs_of
 from steps.evaluation.bench import EVALUATOR_OF
 from steps.evaluation.features import features_identity
 from steps.evaluation.protocol import check_evaluator, read_protocol
@@ -62,8 +62,7 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
         _tell(config, context, costs)
         data = prepare_source(base, source, context.store, progress=context.progress)
     else:
-        jobs = jobs_of(config.data, project_root, raw, stored_base, config.data.image_size or base.image_size)
-        worker = ShardEncoder(base, config.data, context.store, work=context.work, access=config.store)
+        jobs, worker = _shards(raw, config, context, project_root, base=base, stored=stored_base)
         costs |= {"pictures": worker.estimate(jobs)}
         _tell(config, context, costs)
         encoded = worker.run(jobs, context.progress)
@@ -90,9 +89,23 @@ def encode(
     folder = _base_folder(config, project_root, context.work)
     _check_base(config, folder)
     stored, base = _stored(folder, context)
-    jobs = jobs_of(config.data, project_root, raw, stored, config.data.image_size or base.image_size)
-    worker = ShardEncoder(base, config.data, context.store, work=context.work, access=config.store)
+    jobs, worker = _shards(raw, config, context, project_root, base=base, stored=stored)
     return worker.run(jobs, context.progress)
+
+
+def _shards(
+    raw: RawData,
+    config: SnapFusionConfig,
+    context: StageContext,
+    project_root: Path,
+    *,
+    base: BaseModel,
+    stored: FolderRef,
+) -> tuple[list[Job], ShardEncoder]:
+    """The work of encoding the user's shards, and who does it."""
+    size = config.data.image_size or base.image_size
+    jobs = jobs_of(config.data, project_root, raw, stored, size=size, own_run=context.own_run)
+    return jobs, ShardEncoder(base, config.data, context.store, work=context.work, access=config.store)
 
 
 def _stored(folder: Path, context: StageContext) -> tuple[FolderRef, BaseModel]:

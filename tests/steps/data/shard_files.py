@@ -57,7 +57,7 @@ def config_of(shards: Sequence[str], **config: Any) -> DataConfig:
 def jobs(root: Path, config: DataConfig, access: StoreConfig | None = None) -> list[Job]:
     """One a shard."""
     raw = raw_data(config, root, FileHashes(root / "hashes"), access)
-    return jobs_of(config, root, raw, STORED, BASE.image_size)
+    return jobs_of(config, root, raw, STORED, size=BASE.image_size)
 
 
 def encode(

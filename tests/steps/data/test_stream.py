@@ -204,6 +204,17 @@ class TestCache:
         return make_s3(prefix="stream", local="second", cache_gib=5.5 * size / (1 << 30))
 
     def test_the_longest_unused_goes_first(self, elsewhere: S3Store) -> None:
+        split = self.ref.splits["train"]
+        assert isinstance(split, StreamedSplit)
+        refs = [shard.object for shard in split.shards]
+        cache = ShardCache(elsewhere, refs)
+        for number in (0, 1, 2, 3, 4, 0, 5):
+            with cache.holding(refs[number]):
+                pass
+        here = [number for number, ref in enumerate(refs) if elsewhere.local.has(ref.sha256)]
+        assert here == [0, 2, 3, 4, 5]
+
+    def test_a_training_takes_no_more_than_the_cache(self, elsewhere: S3Store) -> None:
         data = PreparedData.load(elsewhere, self.ref)
         size = data.ref.splits["train"].shards[0].object.bytes  # type: ignore[union-attr]
         for start in range(0, 800, 50):

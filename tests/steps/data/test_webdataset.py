@@ -6,6 +6,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from artifacts_schema.data import EncodedShard
+from steps.data import workers
 from steps.data.prepared import PreparedData
 from steps.data.preparing import prepare_shards
 from steps.data.shards import expand_shards
@@ -26,7 +28,7 @@ from steps.data.webdataset import (
 )
 from steps.files.errors import DataError
 from steps.store import LocalStore
-from tests.steps.data.shard_files import BASE, Member, config_of, encode, encoded, samples, write
+from tests.steps.data.shard_files import BASE, Member, config_of, encode, encoded, jobs, samples, write
 from tests.steps.data.tiny import IMAGE_SIZE
 
 MANY = 1_000_000  # pixels
@@ -316,7 +318,10 @@ class TestSplits:
         }
         assert expected.count("train") < 40
 
-    def test_limit_bounds_every_split_and_mixes_shards(self, tmp_path: Path) -> None:
+    def test_limit_bounds_every_split_and_mixes_shards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(workers, "_LEAST", 2)
         write(tmp_path / "a.tar", samples(100))
         write(tmp_path / "b.tar", samples(100, start=100))
         found = encode(tmp_path, ["{a,b}.tar"], limit=5)
@@ -329,9 +334,19 @@ class TestSplits:
         assert numbers != list(range(3)) + [100, 101]
 
     def test_a_limit_leaves_shards_alone_that_it_does_not_need(self, tmp_path: Path) -> None:
-        for name in "abc":
-            write(tmp_path / f"{name}.tar", samples(60))
-        assert len(encode(tmp_path, ["{a,b,c}.tar"], limit=2)) == 2
+        for name in "abcd":
+            write(tmp_path / f"{name}.tar", samples(1))
+        shards = ["{a,b,c,d}.tar"]
+
+        def names(**config: Any) -> list[tuple[str, int | None]]:
+            return [
+                (job.known.name[0], job.rules.most) for job in jobs(tmp_path, config_of(shards, **config))
+            ]
+
+        assert names(limit=2) == [("a", 2)]
+        assert names(limit=65) == [("a", 33), ("c", 32)]
+        assert names(limit=65, held_out_from=("d.tar",)) == [("a", 22), ("c", 22), ("d", 21)]
+        assert names() == [(name, None) for name in "abcd"]
 
 
 def test_shards_are_prepared(tmp_path: Path) -> None:
@@ -343,6 +358,10 @@ def test_shards_are_prepared(tmp_path: Path) -> None:
     data = PreparedData.load(store, ref)
     assert sum(data.size(split) for split in ("train", "validation", "test")) == 60
     assert data.size("novel") == 0 and data.captions("novel") == []
+    captions = [f"caption number {i}" for i in range(60)]
+    for split in ("validation", "test"):
+        assert data.captions(split) == [text for text in captions if split_of(text) == split]
+    assert not data._streams  # no picture was read for that
     image = data.images("validation", torch.tensor([0]))
     assert image.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert data.captions("train")[0] == "caption number 0"

@@ -18,14 +18,17 @@ from steps.data import workers
 from steps.data.encoding import encode_moments
 from steps.data.prepared import PreparedData
 from steps.data.preparing import prepare_shards
-from steps.data.workers import ShardEncoder
+from steps.data.workers import ShardEncoder, jobs_of
 from steps.files.errors import DataError
+from steps.files.hashes import FileHashes
 from steps.files.progress import NullProgress
+from steps.inputs.folders import raw_data
 from steps.models.base import encode_captions
 from steps.store import LocalStore
 from tests.conftest import MakeS3
 from tests.steps.data.shard_files import (
     BASE,
+    STORED,
     Member,
     config_of,
     encode,
@@ -92,22 +95,31 @@ def test_what_is_encoded_is_not_encoded_again(tmp_path: Path, encodings: list[st
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"crop": "pad"}, True),
-        ({"filters": ("width >= 4",)}, True),
-        ({"held_out_fraction": 0.1}, True),
-        ({"limit": 30}, True),
-        ({"max_image_pixels": 1000}, True),
-        ({"shuffle_shards": 3}, False),
-        ({"max_skipped_fraction": 0.5}, False),
+        ({"crop": "pad"}, 3),
+        ({"filters": ("width >= 4",)}, 3),
+        ({"held_out_fraction": 0.1}, 3),
+        ({"limit": 30}, 1),
+        ({"max_image_pixels": 1000}, 3),
+        ({"shuffle_shards": 3}, 0),
+        ({"max_skipped_fraction": 0.5}, 0),
     ],
 )
 def test_what_decides_the_rows_makes_other_ones(
-    tmp_path: Path, encodings: list[str], change: dict[str, Any], again: bool
+    tmp_path: Path, encodings: list[str], change: dict[str, Any], again: int
 ) -> None:
     shards = three(tmp_path)
     encode(tmp_path, shards)
     encode(tmp_path, shards, **change)
-    assert len(encodings) == (6 if again else 3)
+    assert len(encodings) == 3 + again
+
+
+def test_a_run_without_the_cache_takes_nothing_of_others(tmp_path: Path) -> None:
+    made = config_of(three(tmp_path))
+    raw = raw_data(made, tmp_path, FileHashes(tmp_path / "hashes"))
+    runs = [
+        jobs_of(made, tmp_path, raw, STORED, size=32, own_run=run)[0].document for run in ("", "1", "2", "1")
+    ]
+    assert runs[1] == runs[3] and len(set(runs)) == 3
 
 
 def test_a_worker_that_was_cut_off_goes_on(
