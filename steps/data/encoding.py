@@ -18,6 +18,7 @@ from artifacts_schema.data import EncodedShard, Shard, SplitName
 from artifacts_schema.run_configs import DataConfig
 from steps.data.source import well_mixed
 from steps.data.webdataset import FilteredItem, Sample, SkippedItem, own_pixel_limit, picture_of, split_of
+from steps.files.disk import no_space_is_said
 from steps.models.base import BaseModel, encode_captions
 from steps.store.base import Store
 
@@ -180,7 +181,8 @@ class _Rows:
             kind: torch.cat(self.rows[split].pop(kind)).contiguous() for kind in list(self.rows[split])
         }
         captions = json.dumps(self.captions[split], ensure_ascii=False)
-        save_file(tensors, path, metadata={"captions": captions})
+        with no_space_is_said("an encoded shard", path.parent):
+            save_file(tensors, path, metadata={"captions": captions})
         found = Shard(object=store.put_file(path), rows=len(self.captions[split]))
         if store.cache is not None:
             store.cache.delete_object(found.object.sha256)

@@ -102,10 +102,13 @@ def test_a_position_does_not_depend_on_how_one_came_there(local: LocalStore) -> 
 def test_rows_of_a_window_are_mixed_and_those_of_others_are_not_needed(local: LocalStore) -> None:
     owner = [number for number, count in enumerate((10,) * 8) for _ in range(count)]
     data = prepared(local, (10,) * 8, window=2)
-    for start in range(0, 80, 20):
-        near = [owner[index] for index in positions(data, start, 20)]
-        assert len(set(near)) == 2
-        assert near != sorted(near)
+    epochs: list[list[set[int]]] = []
+    for first in (0, 80):
+        near = [[owner[i] for i in positions(data, start, 20)] for start in range(first, first + 80, 20)]
+        assert all(numbers != sorted(numbers) for numbers in near)
+        epochs.append([set(numbers) for numbers in near])
+    assert [len(numbers) for epoch in epochs for numbers in epoch] == [2] * 8
+    assert epochs[0] != epochs[1]  # other shards lie together
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

@@ -14,12 +14,12 @@ from safetensors import safe_open
 
 from artifacts_schema.data import EncodedShard
 from steps.cache.leases import lease
-from steps.data import workers
+from steps.data import encoding, workers
 from steps.data.encoding import encode_moments
 from steps.data.prepared import PreparedData
 from steps.data.preparing import prepare_shards
 from steps.data.workers import ShardEncoder, jobs_of
-from steps.files.errors import DataError
+from steps.files.errors import DataError, DiskFullError
 from steps.files.hashes import FileHashes
 from steps.files.progress import NullProgress
 from steps.inputs.folders import raw_data
@@ -238,6 +238,27 @@ def test_padding_keeps_the_whole_picture(tmp_path: Path) -> None:
     (cut,) = encode(tmp_path, held_out_fraction=1e-9)
     (whole,) = encode(tmp_path, held_out_fraction=1e-9, crop="pad")
     assert cut.splits["train"].object != whole.splits["train"].object
+
+
+def test_a_full_disk_is_said_and_what_is_finished_stays(
+    tmp_path: Path, encodings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, store = three(tmp_path), LocalStore(tmp_path / "store")
+    real = encoding.save_file
+
+    def full(tensors: Any, path: Path, **named: Any) -> None:
+        if encodings == ["0.tar", "1.tar"]:
+            raise OSError(28, "No space left on device")
+        real(tensors, path, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "save_file", full)
+        with pytest.raises(DiskFullError, match="no space left for an encoded shard"):
+            encode(tmp_path, shards)
+    assert len(store.list_documents("encoded_shards/")) == 1
+    assert not list((tmp_path / "store" / "work" / "encoding").iterdir())
+    encode(tmp_path, shards)
+    assert encodings == ["0.tar", "1.tar", "1.tar", "2.tar"]
 
 
 def test_a_remote_store_keeps_no_encoded_shard_here(make_s3: MakeS3, tmp_path: Path) -> None:
