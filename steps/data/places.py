@@ -178,7 +178,7 @@ def _fetch_s3(place: str, known: RawFile, path: Path, store: StoreConfig) -> Non
 
 
 def _fetch_web(place: str, known: RawFile, path: Path, _: StoreConfig) -> None:
-    """Reads at most what was promised. A body that breaks off is asked for again."""
+    """A body that is not as long as was promised is asked for again."""
     partial = path.with_suffix(".partial")
     for number in range(1, _TRIES + 1):
         answer = _answer("GET", place, stream=True)
@@ -186,12 +186,10 @@ def _fetch_web(place: str, known: RawFile, path: Path, _: StoreConfig) -> None:
             _require(place, known, _described(place, answer))
             with no_space_is_said(name_of(place), path.parent), partial.open("wb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
-            if partial.stat().st_size == known.bytes:
-                partial.replace(path)
-                return
-            reason = f"{partial.stat().st_size} of {known.bytes} bytes arrived"
+            partial.replace(path)
+            return
         except urllib3.exceptions.HTTPError as error:
-            reason = f"the answer broke off ({type(error).__name__})"
+            reason = f"the answer broke off: {type(error).__name__}"
         finally:
             answer.release_conn()
             answer.close()

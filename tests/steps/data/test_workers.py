@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -268,3 +269,21 @@ def test_a_remote_store_keeps_no_encoded_shard_here(make_s3: MakeS3, tmp_path: P
     assert not names & {entry.name for entry in store.local.objects()}
     data = PreparedData.load(store, prepare_shards(BASE, found, config_of(shards), store))
     assert len(data.captions("validation")) == data.size("validation") > 0
+
+
+@pytest.mark.long
+def test_memory_stays_flat_over_a_hundred_thousand_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "encode_moments", lambda _, images: torch.zeros(len(images), 8, 4, 4))
+    monkeypatch.setattr(encoding, "encode_captions", lambda *given: torch.zeros(len(given[2]), 3, 8))
+    content = write(tmp_path / "one.tar", samples(1000)).read_bytes()
+    for number in range(100):  # zeros behind the end mark: another shard with the same pictures
+        (tmp_path / f"{number}.tar").write_bytes(content + bytes(512 * number))
+
+    def read(last: int) -> int:
+        assert sum(item.examined for item in encode(tmp_path, [f"{{0..{last}}}.tar"])) == 1000 * (last + 1)
+        return int(psutil.Process().memory_info().rss)
+
+    before = read(19)
+    assert read(99) - before < 32 << 20
