@@ -87,11 +87,8 @@ def _check_protocols(
         check_evaluator(
             protocol, evaluator.identity() if evaluator else "", features, features_identity(features)
         )
-        if protocol.image_size != image_size:
-            raise ConfigError(
-                f"evaluation.protocols: {split} is of pictures of {protocol.image_size} pixels a side, the base draws "
-                f"{image_size}; freeze protocols of that size, or set it to 'splits'"
-            )
+        if why := protocol.why_not_drawn_at(image_size):
+            raise ConfigError(f"evaluation.protocols: {why}, or set it to 'splits'")
 
 
 def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:
