@@ -105,13 +105,23 @@ def propose(stage: str, config: SnapFusionConfig, shapes: Shapes, available: flo
     for after in _cheaper(before, on_gpu=on_gpu):
         size = needed(stage, config, shapes, after)
         if size <= available:
-            changed = ", ".join(
-                f"{stage}.training.{name} = {str(value).lower()}"
-                for name, value in after.model_dump().items()
-                if value != getattr(before, name)
-            )
-            return f"set {changed} ({size / _GIB:.1f} GiB)"
+            return f"set {_changes(stage, before, after)} ({size / _GIB:.1f} GiB)"
     return "no setting of this training fits, not even one sample at a time; use a larger machine"
+
+
+def with_less(stage: str, config: SnapFusionConfig, *, on_gpu: bool) -> str:
+    """What to set next for a training that ran out of memory, whatever it was told to need; "" where nothing is left."""
+    before = training_of(config, stage)
+    after = next((item for item in _cheaper(before, on_gpu=on_gpu) if item != before), None)
+    return _changes(stage, before, after) if after is not None else ""
+
+
+def _changes(stage: str, before: TrainingConfig, after: TrainingConfig) -> str:
+    return ", ".join(
+        f"{stage}.training.{name} = {str(value).lower()}"
+        for name, value in after.model_dump().items()
+        if value != getattr(before, name)
+    )
 
 
 def _cheaper(training: TrainingConfig, *, on_gpu: bool) -> Iterator[TrainingConfig]:
