@@ -109,9 +109,10 @@ def planned(
         check_fits(config, shapes, memory, where=where)
     except ConfigError as error:
         refused = str(error)
+    several = f"{config.compute.processes} x " if config.compute.processes > 1 else ""
     return Plan(
         run=config.run.name,
-        hardware=f"{name}, {memory / 2**30:.0f} GiB",
+        hardware=f"{several}{name}, {memory / 2**30:.0f} GiB",
         pictures=count,
         bytes_per_picture=_picture_bytes(config, counts),
         stages=found,

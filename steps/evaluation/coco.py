@@ -138,7 +138,9 @@ def coco_drafts(
 
 
 def _items(coco: Coco, role: Role, count: int, taken: _Taken, *, seed: int, size: int) -> Items:
-    names, texts, unusable = [], [], []
+    names: list[str] = []
+    texts: list[str] = []
+    unusable: list[str] = []
     images = torch.empty((count, 3, size, size), dtype=torch.uint8)
     for name, text in _pairs(coco, taken, seed):
         try:

@@ -147,6 +147,6 @@ def frechet_distance(generated: Features, real: Features) -> float:
     # Those of A B^T are those of R S^T, with A = QR and B = PS, which at 30,000 pictures is the smaller matrix by far.
     centred_a = (a - a.mean(0)) / math.sqrt(len(a) - 1)
     centred_b = (b - b.mean(0)) / math.sqrt(len(b) - 1)
-    small_a, small_b = (np.linalg.qr(side, mode="r") for side in (centred_a, centred_b))
+    small_a, small_b = (np.asarray(np.linalg.qr(side, mode="r")) for side in (centred_a, centred_b))
     root_trace = np.linalg.svd(small_a @ small_b.T, compute_uv=False).sum()
     return float(difference @ difference + (centred_a**2).sum() + (centred_b**2).sum() - 2.0 * root_trace)

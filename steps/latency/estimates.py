@@ -34,9 +34,10 @@ class StageEstimate:
 def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
     """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
 
-    Other keys that count where they are there: `unet_forward_bf16_s`, `decoder_forward_bf16_s`, and `task_s`, which every
-    task takes before it works. The evolved UNet is taken to cost the latency budget's share of the base. `start` is told of
-    where `costs` hold the number of `pictures` that it encodes.
+    Other keys that count where they are there: `unet_forward_bf16_s`, `decoder_forward_bf16_s`; `task_s`, which every task takes
+    before it works; `evolved_factor`. The evolved UNet is taken to cost the latency budget's share of the base, times that
+    factor, as the budget is of a single guided step. `start` is told of where `costs` hold the number of `pictures` that it
+    encodes.
     """
     share = _share(config, costs)
     guided_share = config.step_distillation.cfg_probability
@@ -46,19 +47,12 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     student = 1.0 + guided_share + original
     own = share if config.student_16.teacher == "architecture_evolution" else 1.0
     distil = partial(_distillation, config=config, costs=costs)
-    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
-    start = [StageEstimate("start", costs["pictures"] * encoded)] if "pictures" in costs else []
     train = partial(_training, config=config, costs=costs)
-    probes = _probes(config, costs)
     found = [
-        *start,
+        *_start(costs),
         train("velocity_finetuning", passes=base_term, models=2, checks=True),
         train("robust_training", checks=True),
-        train(
-            "architecture_evolution",
-            checks=config.architecture_evolution.architecture is not None,
-            more=probes,
-        ),
+        _evolution(config, costs, share),
         distil("teacher_16", passes=teacher, trained=student, teacher=1.0, student=1.0),
         distil("student_16", passes=2.0 * own, trained=share * (1 + original), teacher=own, student=share),
         distil("student_8", passes=teacher, trained=share * student, teacher=1.0, student=share),
@@ -73,11 +67,28 @@ def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> lis
     return [item for item in found if item.stage not in config.run.skip]
 
 
+def _start(costs: Mapping[str, float]) -> list[StageEstimate]:
+    """Encoding; it loads the base and two evaluators, and measures."""
+    if "pictures" not in costs:
+        return []
+    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
+    return [StageEstimate("start", costs["pictures"] * encoded + 2 * costs.get("task_s", 0.0))]
+
+
+def _evolution(config: SnapFusionConfig, costs: Mapping[str, float], share: float) -> StageEstimate:
+    """A UNet on the way from the base to its `share`; one that is given is trained and not probed."""
+    if config.architecture_evolution.architecture is not None:
+        return _training("architecture_evolution", config=config, costs=costs, checks=True)
+    half_way = (1.0 + share) / 2
+    probes = half_way * _probes(config, costs)
+    return _training("architecture_evolution", config=config, costs=costs, trained=half_way, more=probes)
+
+
 def _share(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
     """What the evolved UNet is taken to cost, of the base's; one that is given is known only when it is built."""
     if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture is not None:
         return 1.0
-    return config.architecture_evolution.latency_budget
+    return config.architecture_evolution.latency_budget * costs.get("evolved_factor", 1.0)
 
 
 def format_estimates(
@@ -167,12 +178,12 @@ def _distillation(
 
 
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
-    """Seconds of drawing the probe captions: a batch for every unit in every round, the rest for twice a round's actions."""
+    """Seconds of drawing the probe captions with the base: a batch for every unit in every round, and for a round's actions the
+    rest, which only those get on which the choice hangs.
+    """
     evolution = config.architecture_evolution
-    if evolution.architecture is not None:
-        return 0.0  # nothing is probed
     batch = min(evolution.captions_per_batch, evolution.most_captions)
-    more = (evolution.most_captions - batch) * (2 * evolution.actions_per_round + 1)
+    more = (evolution.most_captions - batch) * (evolution.actions_per_round + 1)
     pictures = evolution.rounds * ((costs["units"] + 1) * batch + more)
     return pictures * (evolution.probe_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"])
 

@@ -87,6 +87,11 @@ def _check_protocols(
         check_evaluator(
             protocol, evaluator.identity() if evaluator else "", features, features_identity(features)
         )
+        apart = config.evaluation.apart_pictures
+        if apart and split == config.evaluation.split and not (protocol.seen and protocol.novel):
+            raise ConfigError(
+                f"evaluation.apart_pictures is {apart}, but the protocol {split} has no captions to report apart; set it to 0"
+            )
         if why := protocol.why_not_drawn_at(image_size):
             raise ConfigError(f"evaluation.protocols: {why}, or set it to 'splits'")
 

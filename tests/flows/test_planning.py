@@ -131,7 +131,7 @@ def test_a_model_that_is_not_here_is_scaled_by_its_work(
     known = counted(planning._shapes(parse_config(MICRO))[0])
     measured = dict.fromkeys(
         ("unet_forward_s", "unet_training_s", "unet_update_s", "decoder_forward_s", "small_decoder_training_s",
-         "encoder_forward_s", "task_s"), 1.0,
+         "encoder_forward_s", "task_s", "evolved_factor"), 1.0,
     )  # fmt: skip
     monkeypatch.setattr(costs, "PROJECT_ROOT", tmp_path)
     monkeypatch.setattr(costs, "max_workers", lambda cores: 1)

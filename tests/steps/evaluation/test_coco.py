@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.protocol import ProtocolRecord
 from steps.evaluation import bench as bench_module
 from steps.evaluation import freeze as freezing
@@ -19,11 +19,11 @@ from steps.evaluation.bench import Bench
 from steps.evaluation.coco import Coco, coco_drafts
 from steps.evaluation.pictures import resized
 from steps.evaluation.protocol import pictures_of, read_protocol
-from steps.files.errors import EvaluationError
+from steps.files.errors import ConfigError, EvaluationError
 from steps.models.base_folder import folder_identity
 from steps.models.clip import ClipScorer
 from steps.pretraining.micro import write_micro_openclip
-from steps.stages import real_pictures
+from steps.stages import real_pictures, start
 from tests.factories import stage_context
 from tests.steps.stages.test_real_pictures import brightness
 
@@ -210,3 +210,23 @@ def test_a_base_that_draws_smaller_pictures_is_refused(frozen: Path) -> None:
     assert [bool(protocol.why_not_drawn_at(size)) for size in (8, 16, 32)] == [True, False, False]
     own = protocol.model_copy(update={"source": "folder"})
     assert "the base draws 32" in own.why_not_drawn_at(32)
+
+
+def test_a_protocol_that_does_not_fit_the_run_is_refused_before_anything_is_encoded(
+    frozen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "features_identity", lambda name: "weights")
+    clip = SimpleNamespace(identity=lambda: folder_identity(frozen.parent / "clip"))
+    stored: Any = {"signal_clip": clip, "measure_clip": clip}
+
+    def check(size: int, **evaluation: Any) -> None:
+        config = parse_config({"evaluation": {"protocols": "coco", **evaluation}})
+        start._check_protocols(frozen, config, stored, size)
+
+    check(32)
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.protocols: validation is of pictures of 16 .* the base draws 8"
+    ):
+        check(8)
+    with pytest.raises(ConfigError, match=r"apart_pictures is 8, but the protocol test has no captions"):
+        check(32, apart_pictures=8)
