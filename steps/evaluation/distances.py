@@ -114,7 +114,7 @@ def _mean_between(x: Features, a: Places, y: Features, b: Places, count: int) ->
         rows += np.bincount(group, kernel.sum(1), count)
         columns += np.bincount(b, kernel.sum(0), count)
         own += np.bincount(group, np.where(group[:, None] == b, kernel, 0.0).sum(1), count)
-    n, m = np.bincount(a, minlength=count), np.bincount(b, minlength=count)
+    n, m = (np.bincount(side, minlength=count).astype(np.float64) for side in (a, b))
     return _without_each(rows, columns, own) / _without_each(n * m.sum(), m * n.sum(), n * m)
 
 

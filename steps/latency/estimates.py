@@ -34,7 +34,7 @@ class StageEstimate:
 def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
     """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
 
-    Other keys that count where they are there: `unet_forward_bf16_s`, `decoder_forward_bf16_s`; `task_s`, which every task takes
+    Other keys that count where they are there: those in bf16; `task_s`, which every task takes
     before it works; `evolved_factor`. The evolved UNet is taken to cost the latency budget's share of the base, times that
     factor, as the budget is of a single guided step. `start` is told of where `costs` hold the number of `pictures` that it
     encodes.
@@ -119,7 +119,7 @@ def pass_seconds(training: TrainingConfig, costs: Mapping[str, float]) -> tuple[
     half = training.precision == "bf16"
     forward = costs["unet_forward_s"]
     forward = costs.get("unet_forward_bf16_s", forward) if half else forward
-    both = costs.get("unet_training_s", _TRAINING * forward) if not half else _TRAINING * forward
+    both = costs.get("unet_training_bf16_s" if half else "unet_training_s", _TRAINING * forward)
     return forward, both + (forward if training.gradient_checkpointing else 0.0)
 
 
@@ -178,13 +178,17 @@ def _distillation(
 
 
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
-    """Seconds of drawing the probe captions with the base: a batch for every unit in every round, and for a round's actions the
-    rest, which only those get on which the choice hangs.
+    """Seconds of drawing the probe captions with the base: in every round a batch for every unit that is left, and for a
+    round's actions the rest, which only those get on which the choice hangs.
     """
     evolution = config.architecture_evolution
     batch = min(evolution.captions_per_batch, evolution.most_captions)
     more = (evolution.most_captions - batch) * (evolution.actions_per_round + 1)
-    pictures = evolution.rounds * ((costs["units"] + 1) * batch + more)
+    units = sum(
+        max(0.0, costs["units"] - before * evolution.actions_per_round) + 1
+        for before in range(evolution.rounds)
+    )
+    pictures = units * batch + evolution.rounds * more
     return pictures * (evolution.probe_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"])
 
 
@@ -196,9 +200,10 @@ def _decoder(config: SnapFusionConfig, costs: Mapping[str, float]) -> StageEstim
         section.ddim_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"]
     )
     forward = costs["decoder_forward_s"]
-    if training.precision == "bf16":
-        forward = costs.get("decoder_forward_bf16_s", forward)
     both = costs.get("small_decoder_training_s", _TRAINING * _SMALL_DECODER * forward)
+    if training.precision == "bf16" and "decoder_forward_bf16_s" in costs:
+        forward = costs["decoder_forward_bf16_s"]
+        both = _TRAINING * _SMALL_DECODER * forward
     both += _SMALL_DECODER * forward if training.gradient_checkpointing else 0.0
     memory = _FLOAT * _STATE_COPIES * costs["decoder_parameters"] + _FLOAT * costs["unet_parameters"]
     memory += training.batch_size * 0.5 * costs["decoder_activation_bytes"]  # half the channels

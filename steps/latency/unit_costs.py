@@ -23,15 +23,18 @@ _MOST_KEPT = 2 << 30
 _UPDATED = 16_000_000  # 64 MB a tensor: beyond every cache
 
 
-def measure_unit_costs(base: BaseModel, device: torch.device) -> dict[str, float]:
+def measure_unit_costs(
+    base: BaseModel, device: torch.device, *, half: bool | None = None
+) -> dict[str, float]:
     """Seconds of one pass per latent, bytes kept for the backward pass per latent, and parameters.
 
     Keys: `unet_forward_s`, `decoder_forward_s`, `encoder_forward_s` and `text_encoder_forward_s` (of a picture and of a
     caption); `unet_training_s` and `small_decoder_training_s`, forward and backward (of a decoder of half the width);
     `unet_update_s`, the optimizer's and the moving average's part of a step; `unet_activation_bytes`,
     `decoder_activation_bytes`, `unet_parameters`, `decoder_parameters`, and `units`, the number of removable ones.
-    Medians of three in float32, of eight latents at once; of fewer where they are large, or would keep more than two GiB for
-    the backward pass. Leaves the models on `device`.
+    On a GPU, or where `half` says so, also `unet_forward_bf16_s`, `unet_training_bf16_s` and `decoder_forward_bf16_s`; all
+    others in float32. Medians of three, of eight latents at once; of fewer where they are large, or would keep more than two
+    GiB for the backward pass. Leaves the models on `device`.
     """
     unet: Any = base.unet.to(device)
     vae: Any = base.vae.to(device)
@@ -58,12 +61,19 @@ def measure_unit_costs(base: BaseModel, device: torch.device) -> dict[str, float
         small = small_decoder_like(vae, 0.5).to(device)
     kept, kept_decoder = _kept_bytes(denoise, unet), _kept_bytes(decode, vae.decoder)
     parameters = sum(p.numel() for p in unet.parameters())
-    return {
+    fewer = _fewer(most, kept)
+    found: dict[str, float] = {}
+    if device.type == "cuda" if half is None else half:
+        with torch.autocast(device.type, torch.bfloat16):
+            found["unet_forward_bf16_s"] = _seconds(denoise, most, device)
+            found["unet_training_bf16_s"] = _training_seconds(denoise, unet, fewer, device)
+            found["decoder_forward_bf16_s"] = _seconds(decode, most, device)
+    return found | {
         "unet_forward_s": _seconds(denoise, most, device),
         "decoder_forward_s": _seconds(decode, most, device),
         "encoder_forward_s": _seconds(lambda count: encode_moments(base, pictures[:count]), most, device),
         "text_encoder_forward_s": _seconds(lambda count: text_encoder(ids[:count])[0], most, device),
-        "unet_training_s": _training_seconds(denoise, unet, _fewer(most, kept), device),
+        "unet_training_s": _training_seconds(denoise, unet, fewer, device),
         "unet_update_s": _update_seconds(parameters, device),
         "small_decoder_training_s": _training_seconds(
             lambda count: small(z[:count]), small, _fewer(most, kept_decoder / 2), device

@@ -133,6 +133,8 @@ def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:
     assert set(costs) == {
         *COSTS, "encoder_forward_s", "text_encoder_forward_s", "unet_training_s", "unet_update_s", "small_decoder_training_s",
     }  # fmt: skip
+    halves = {"unet_forward_bf16_s", "unet_training_bf16_s", "decoder_forward_bf16_s"}
+    assert set(measure_unit_costs(base, torch.device("cpu"), half=True)) == {*costs, *halves}
     assert costs["unet_parameters"] == sum(p.numel() for p in base.unet.parameters())
     assert min(costs.values()) > 0
     assert not any(p.requires_grad for p in base.unet.parameters())
