@@ -23,6 +23,7 @@ from steps.latency.bounds import TRAINED, training_of
 from steps.latency.hardware import Hardware
 
 _FLOAT = 4
+_BF16 = 2
 _CHECKPOINT = 5  # weights, two moments, moving average and best state, each as large as the weights
 _KEPT = 2  # checkpoints of a training that stay
 _IN_A_SHARD = 1000  # pictures, as img2dataset writes them and the presets say
@@ -158,8 +159,14 @@ def _pictures(config: SnapFusionConfig, asked: int | None) -> tuple[int, str]:
 
 
 def _picture_bytes(config: SnapFusionConfig, counts: Mapping[str, float]) -> float:
-    """Of a prepared picture: pixels, float32 moments of its latent and float32 embedding of its caption."""
-    return 3 * counts["image_size"] ** 2 + _FLOAT * (counts["moments"] + counts["embedding"])
+    """Of a prepared picture: moments of its latent and embedding of its caption, and what is measured on has its pixels.
+
+    Included pictures keep float32 and their pixels (docs/adr/0039-streamed-data.md).
+    """
+    pixels, numbers = 3 * counts["image_size"] ** 2, counts["moments"] + counts["embedding"]
+    if config.data.source == "webdataset":
+        return _BF16 * numbers + 2 * config.data.held_out_fraction * pixels
+    return _FLOAT * numbers + pixels
 
 
 class _Planner:
@@ -227,9 +234,16 @@ class _Planner:
         weights = self.decoder if stage == "decoder_distillation" else self.unet
         written = 1 + seconds // training.checkpoint_interval_s
         teachers = 0.0 if stage == "decoder_distillation" else 2 * weights
-        read = base + teachers + (0.0 if stage == "decoder_distillation" else self.data)
+        read = base + teachers + (0.0 if stage == "decoder_distillation" else self._data_read(stage))
         sent = weights * (1 + _CHECKPOINT * (written if self.config.store.root.startswith("s3:") else 0))
         return weights * (1 + _KEPT * _CHECKPOINT), read + sent
+
+    def _data_read(self, stage: str) -> float:
+        """Of the data by a training: once, unless its cache of encoded shards cannot hold them."""
+        streamed = self.config.data.source == "webdataset" and self.config.store.root.startswith("s3:")
+        if not streamed or self.data <= self.config.store.cache_gib * (1 << 30):
+            return self.data
+        return self.data / max(self.pictures, 1) * (self._work(stage)[1] or 0)
 
 
 def _input_bytes(config: SnapFusionConfig, name: InputName) -> float:

@@ -190,3 +190,16 @@ def test_the_command_prints_a_table_or_json_and_refuses(
     assert "did you mean 'h100-80gb'" in capsys.readouterr().err
     assert command.main([*arguments, "--pictures", "0"]) == 1
     assert "--pictures must be above 0, found 0" in capsys.readouterr().err
+
+
+def test_streamed_data_are_small_and_read_again_where_the_cache_cannot_hold_them() -> None:
+    shards = {"data": {"source": "webdataset", "shards": ["{00000..00099}.tar"], "held_out_fraction": 0.01}}
+    own = parse_config(MICRO | shards | {"store": {"root": "s3://bucket/x", "cache_gib": 1e-3}})
+    large = parse_config(MICRO | shards | {"store": {"root": "s3://bucket/x"}})
+    many, held = (planned(item, FAST, pictures=10**6) for item in (own, large))
+    kept = plan_of().bytes_per_picture
+    assert many.bytes_per_picture < 0.6 * kept
+    again, once = (stage(item, "student_8") for item in (many, held))
+    assert once.traffic_bytes - again.traffic_bytes == pytest.approx(
+        (10**6 - (again.pictures or 0)) * many.bytes_per_picture
+    )
