@@ -204,12 +204,11 @@ class _Training:
         if checkpoint is None:
             return
         tensors, state = checkpoint.tensors, checkpoint.state
-        device = self.stepper.device
         self.bare_model.load_state_dict(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
         for name in self.ema.shadow:
-            self.ema.shadow[name] = tensors[f"ema.{name}"].to(self.ema.device or device)
+            self.ema.shadow[name].copy_(tensors[f"ema.{name}"])
         optimizer: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.stepper.parameters}
         for entry, value in tensors.items():
             if entry.startswith("optimizer."):
@@ -227,6 +226,7 @@ class _Training:
         There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
         set_recomputation(self.bare_model, False)
+        self.bare_model.to(memory_format=torch.contiguous_format)
         self.ema.copy_to(self.bare_model)
         selection = self.best.hand_on(self.bare_model)
         self.bare_model.eval()
