@@ -58,7 +58,7 @@ def distil_decoder(
     training = len(pool) - held_out
     measure = pool.rows(torch.arange(training, len(pool)))
     start_psnr = psnr_db(small, *measure)
-    loss = _PictureLoss(pool, context.device)
+    loss = PictureLoss(pool, context.device)
     outcome = train(
         small,
         loss,
@@ -110,7 +110,7 @@ def first_decoder(base: BaseModel, config: DecoderDistillationConfig, seed: int)
         return SmallDecoder.from_config(sliced.config)
 
 
-class _PictureLoss:
+class PictureLoss:
     """Mean squared error of the small decoder's pictures from the full decoder's, both in [-1, 1]."""
 
     def __init__(self, pool: LatentPool, device: torch.device) -> None:
