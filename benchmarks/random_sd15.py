@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from artifacts_schema.references import WeightsRef
 from benchmarks.published import ROOT
 from steps.export.samples import Pictures
+from steps.latency.memory import small_decoder_like
 from steps.models.base import BaseModel
 from steps.models.stored import save_model
 from steps.store import LocalStore
@@ -56,12 +57,12 @@ def write_random_base(folder: Path, *, architectures: Sequence[str], micro: bool
         base / "text_encoder"
     )
     torch.manual_seed(spawn(seed, "vae"))
-    vae = AutoencoderKL(**_vae_config(micro))
+    vae = AutoencoderKL(**decoder_config(micro=micro))
     vae.save_pretrained(base / "vae")
     small = SmallDecoder.cut_from(vae, width_fraction=0.5)
     _keep(folder, "small_decoder", save_model(store, small, schema="snapfusion.SmallDecoder"))
     del vae, small
-    geometry = _unet_config(micro)
+    geometry = unet_config(micro=micro)
     for architecture in architectures:
         torch.manual_seed(spawn(seed, "unet"))
         unet, schema = _unet(architecture, geometry)
@@ -96,7 +97,41 @@ def _unet(architecture: str, geometry: dict[str, Any]) -> tuple[nn.Module, str]:
     return EvolvedUNet(**geometry, architecture=payload), "snapfusion.EvolvedUNet"
 
 
-def _unet_config(micro: bool) -> dict[str, Any]:
+def random_weights(name: str, *, micro: bool) -> Any:
+    """A network at full size (or a micro one) in evaluation mode, made without the time and memory of an initialisation:
+    `base`, `bk-sdm-base` (BK-SDM's pattern, arXiv 2305.15798), `evolvable` (the base as an EvolvedUNet), a named
+    architecture, `decoder` (of the full width) or `small_decoder`.
+    """
+    with torch.device("meta"):
+        network = _network(name, micro)
+    network = network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(spawn(0, name))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:  # normalisations, and biases
+                parameter.fill_(0.1)
+            else:
+                bound = parameter[0].numel() ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+    return network.eval().requires_grad_(False)
+
+
+def _network(name: str, micro: bool) -> Any:
+    geometry = unet_config(micro=micro)
+    if name == "base":
+        return UNet2DConditionModel(**geometry)
+    if name == "bk-sdm-base":
+        return UNet2DConditionModel(**geometry | {"layers_per_block": 1})
+    if name == "evolvable":
+        return EvolvedUNet(**geometry)
+    if name in ("decoder", "small_decoder"):
+        vae = AutoencoderKL(**decoder_config(micro=micro))
+        return small_decoder_like(vae, 1.0 if name == "decoder" else 0.5)
+    return _unet(name, geometry)[0]
+
+
+def unet_config(*, micro: bool) -> dict[str, Any]:
+    """Stable Diffusion 1.5's UNet, or one of its topology."""
     if not micro:
         return dict(SD15_UNET_CONFIG)
     changes = {
@@ -109,7 +144,8 @@ def _unet_config(micro: bool) -> dict[str, Any]:
     return SD15_UNET_CONFIG | changes
 
 
-def _vae_config(micro: bool) -> dict[str, Any]:
+def decoder_config(*, micro: bool) -> dict[str, Any]:
+    """Its AutoencoderKL."""
     return {
         "block_out_channels": (8, 8, 16, 16) if micro else _VAE_WIDTHS,
         "norm_num_groups": 4 if micro else 32,

@@ -22,7 +22,7 @@ from torch import Tensor
 from artifacts_schema.base import content_hash
 from artifacts_schema.references import ObjectRef
 from steps.diffusion.losses import SPLIT, LatentData
-from steps.diffusion.sampler import Precision, sample_latents
+from steps.diffusion.sampler import DECODED_AT_ONCE, Precision, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import DamagedError
 from steps.inputs.context import StageContext
@@ -33,7 +33,6 @@ from steps.training.randomness import epoch_indices, keyed_normal
 
 logger = logging.getLogger(__name__)
 CHUNK = 32
-DECODED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)

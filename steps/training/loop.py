@@ -194,9 +194,7 @@ class _Training:
             "candidates": self.best.candidates,
             "seed": self.seed,
         }
-        # Tied parameters share storage, which safetensors refuses: every entry gets its own copy, none on the GPU.
-        own = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        self.checkpoints.save(Checkpoint(self.iteration, own, state))
+        self.checkpoints.save(Checkpoint(self.iteration, _apart(tensors), state))
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -238,3 +236,17 @@ class _Training:
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
             selection=selection,
         )
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, none on the GPU. Tied parameters share storage, which safetensors refuses: they get copies of their own, and
+    only they, since a second copy of a whole training is what a machine has least.
+    """
+    found: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        there = value.detach().cpu()
+        place = there.untyped_storage().data_ptr()
+        found[name] = there.clone() if place in places else there
+        places.add(place)
+    return found
