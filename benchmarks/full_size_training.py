@@ -31,7 +31,7 @@ from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.stage_configs import TrainingConfig
 from benchmarks.published import ROOT, Metric, publish, result
-from benchmarks.random_sd15 import decoder_config, random_weights, unet_config
+from benchmarks.sd15_networks import decoder_config, random_weights, unet_config
 from steps.diffusion.losses import DistillationLoss, Sampling, VelocityLoss
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs.context import configure_torch, quiet_libraries
@@ -138,7 +138,10 @@ def one_stage(stage: str, options: argparse.Namespace) -> dict[str, float]:
     before = _peak()
     there = bool(checkpoint_folders(folder))
     held = random_weights("base", micro=options.micro) if stage == "decoder_distillation" else None
-    model, loss = network(stage, micro=options.micro).requires_grad_(True), loss_of(stage, config, micro=options.micro)
+    model, loss = (
+        network(stage, micro=options.micro).requires_grad_(True),
+        loss_of(stage, config, micro=options.micro),
+    )
     count = sum(parameter.numel() for parameter in model.parameters())
     started = time.monotonic()
     with _timed_steps() as steps:
