@@ -11,10 +11,10 @@ from pathlib import Path
 from artifacts_schema.ablation import AblationRecord
 from artifacts_schema.base import Interval
 from benchmarks.published import ROOT, Metric, publish, result
+from flows.runs import named_report
 from steps.ablation.page import against, differences
 from steps.ablation.prepare import of_run
 from steps.files.errors import SnapFusionError
-from steps.report.stored import find_report
 from steps.store import LocalStore
 
 
@@ -53,7 +53,7 @@ def main() -> int:
     options = parser.parse_args()
     store = LocalStore(options.store)
     try:
-        report = find_report(store, options.run)
+        report = named_report(store, options.run)
         run_id = Path(report.folder).name
         records = of_run(store, run_id)
         if not records:

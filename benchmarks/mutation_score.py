@@ -5,7 +5,7 @@
 A mutant is one change of arithmetic, a comparison, a condition or a constant; messages, log lines and annotations stay as
 they are. A fixed seed draws them from every module of the rooms. Each is compiled in a fork of this process, in which
 the heavy libraries are loaded already and no file is touched (so that nothing can be noticed by a hash of the source),
-and run against those test files of the module's room that name the module, its own first. What is known is kept in
+and run against those short tests of the module's room that name the module, its own first. What is known is kept in
 `--work`: start it again to go on, `--part 0/2` and `--part 1/2` at once to use two cores, and without a part to publish.
 
 Why neither tool from PyPI: mutmut 3.8 changes messages and arguments, too, leaves decorated functions out, and takes no
@@ -120,7 +120,16 @@ def _run_tests(tests: list[str], log: Path, name: str, code: CodeType | None) ->
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A plug-in of pytest's comes with the heavy libraries: imported before pytest could rewrite its asserts.
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
+            options = [
+                "-x",
+                "-q",
+                "-m",
+                "not long",
+                "-p",
+                "no:cacheprovider",
+                "-W",
+                "ignore:Module already imported",
+            ]
             status = int(pytest.main([*options, f"--basetemp={folder}/tests", *tests]))
     finally:
         sys.stdout.flush()

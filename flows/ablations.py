@@ -12,11 +12,11 @@ from artifacts_schema.run_configs import ComputeConfig, StoreConfig
 from flows.environment import CODE_ROOT, PROJECT_ROOT, WORK_ROOT, usable_cores
 from flows.live_card import CardProgress
 from flows.logs import configure_logging
+from flows.runs import named_report
 from flows.runtime import pack, provenance, unpack
 from steps.cache.leases import in_use
 from steps.cache.provenance import DISTRIBUTION, code_version
 from steps.files.errors import ConfigError
-from steps.report.stored import find_report
 from steps.stages.versions import module_hash
 from steps.store import Store, open_store
 
@@ -91,7 +91,7 @@ def card(flow: Any, inputs: Any, shown: Any) -> None:
 
 def _run(common: AblationConfig) -> tuple[Store, RunReport]:
     store = open_store(StoreConfig(root=common.store), WORK_ROOT)
-    return store, find_report(store, common.run or None)
+    return store, named_report(store, common.run or None)
 
 
 def _made(

@@ -38,6 +38,12 @@ def named_reports(store: Store, references: Sequence[str]) -> list[RunReport]:
     return resolve_runs(store, references, tagged=_tagged, explain=_explain)
 
 
+def named_report(store: Store, reference: str | None) -> RunReport:
+    """The report that one of those means, the newest without one. Raises SnapFusionError."""
+    (report,) = named_reports(store, [reference or "latest"])
+    return report
+
+
 def _client() -> Any:
     """Metaflow's client, looking where the flows of this installation run."""
     import metaflow

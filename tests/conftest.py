@@ -16,6 +16,7 @@ from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from steps.store import LocalStore, Store
 from steps.store.s3 import S3Store
+from tests.flows.launched import SmokeRun, smoke_run_once
 
 # Before anything imports diffusers: it copies the modules of a student's folder there, in each process of the tests elsewhere.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="snapfusion-modules-")
@@ -57,6 +58,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(folder, identities=[READER, RUNNER], stop_s=0.0) as server:
         server.create_bucket(BUCKET)
         yield server
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """The smoke preset, run once for all processes of the tests; it takes four minutes."""
+    own = tmp_path_factory.getbasetemp()
+    return smoke_run_once(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 MakeS3 = Callable[..., S3Store]

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.flows.launched import SmokeRun
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
@@ -20,8 +22,11 @@ def test_it_is_valid_and_kept_without_outputs() -> None:
 
 
 @pytest.mark.long
-def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, as a user who has neither runs nor a store."""
+def test_it_runs_from_top_to_bottom(
+    smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of its own, as a user who has no runs, but the cache of one."""
+    smoke_run.seed(tmp_path)
     for name in [name for name in os.environ if name.startswith("METAFLOW")]:
         monkeypatch.delenv(name)
     for name, value in {

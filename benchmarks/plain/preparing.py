@@ -1,5 +1,6 @@
 """(e) Preparing data against the loop of a notebook over img2dataset's shards: webdataset reads, the encoders take a batch at
-once, latents and embeddings are written as npy files of another shard.
+once, latents and embeddings are written as npy files of another shard. The encoders are the embedded base's:
+`benchmarks.data_streaming` has what lies round them.
 """
 
 import io
@@ -12,10 +13,16 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from artifacts_schema.run_configs import DataConfig
+from artifacts_schema.data import RawData
+from artifacts_schema.references import FolderRef
+from artifacts_schema.run_configs import DataConfig, StoreConfig
 from benchmarks.plain.setting import SEED, Setting, agreement, ratio, speed, timed
 from benchmarks.published import Metric
-from steps.data.prepared import PreparedData, prepare_data
+from steps.data.places import identified
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_shards
+from steps.data.workers import ShardEncoder, jobs_of
+from steps.files.hashes import FileHashes
 from steps.files.progress import NullProgress
 from steps.models.base import BaseModel, token_ids
 from steps.store import LocalStore
@@ -68,12 +75,16 @@ def plain(base: BaseModel, shard: Path, target: Path) -> dict[str, tuple[Tensor,
 
 
 def ours(base: BaseModel, shard: Path, folder: Path) -> PreparedData:
-    """Prepared into an empty store."""
-    config = DataConfig(source="webdataset", shards=(str(shard),))
+    """Prepared into an empty store, as `start` does it."""
+    config = DataConfig(source="webdataset", shards=(str(shard),), held_out_fraction=0.1)
     number = sum(1 for _ in folder.glob("store-*")) if folder.is_dir() else 0
-    store = LocalStore(folder / f"store-{number}")
-    ref = prepare_data(base, config, store, progress=NullProgress(), project_root=folder)
-    return PreparedData.load(store, ref)
+    store, access = LocalStore(folder / f"store-{number}"), StoreConfig()
+    raw = RawData(files=identified(config.shards, FileHashes(folder / "hashes"), access))
+    jobs = jobs_of(config, folder, raw, FolderRef(files={}), size=base.image_size)
+    found = ShardEncoder(base, config, store, work=folder / f"work-{number}", access=access).run(
+        jobs, NullProgress()
+    )
+    return PreparedData.load(store, prepare_shards(base, found, config, store))
 
 
 def measure(setting: Setting) -> list[Metric]:

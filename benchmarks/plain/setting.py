@@ -12,7 +12,8 @@ import torch
 from artifacts_schema.run_configs import DataConfig
 from benchmarks.evolved_unet import bootstrap_ratio
 from benchmarks.published import ROOT, Metric
-from steps.data.prepared import PreparedData, prepare_data
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_data
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import NullProgress
 from steps.latency.timing import CpuClock, interleaved
@@ -44,7 +45,7 @@ class Setting:
     def data(self, base: BaseModel) -> PreparedData:
         """A few of the embedded pictures as `base` sees them."""
         config = DataConfig(limit=8 if self.quick else 128)
-        ref = prepare_data(base, config, self.store, progress=NullProgress(), project_root=ROOT)
+        ref = prepare_data(base, config, self.store, progress=NullProgress())
         return PreparedData.load(self.store, ref)
 
     @property

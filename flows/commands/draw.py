@@ -16,9 +16,9 @@ from artifacts_schema.ranges import Device
 from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
+from flows.runs import named_report
 from steps.cache.leases import in_use
 from steps.report.drawing import MODELS, DrawRequest, draw
-from steps.report.stored import find_report
 from steps.store import open_store
 
 
@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = store_parser("flows.commands.draw", __doc__)
     parser.add_argument("prompt")
-    parser.add_argument("--run", help="run id; default: the newest run with a report")
+    parser.add_argument(
+        "--run", help="run id, name, tag, previous or champion; default: the newest run with a report"
+    )
     parser.add_argument(
         "--model", choices=MODELS, default="student", help="default: student, the one that ships"
     )
@@ -59,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
             device=arguments.device,
         )
         with in_use(store, "draw"):
-            write_as_called(arguments.output, draw(store, find_report(store, arguments.run), request))
+            write_as_called(arguments.output, draw(store, named_report(store, arguments.run), request))
 
     return exit_code(work)
 

@@ -15,15 +15,18 @@ from artifacts_schema.latency import LatencyTable
 from flows.commands.prepared import exit_code, write_as_called
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
+from flows.runs import named_report
 from steps.files.errors import SnapFusionError
-from steps.report.stored import find_report, record_of
+from steps.report.stored import record_of
 from steps.store import open_store
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = store_parser("flows.commands.latency_table", __doc__)
-    parser.add_argument("--run", help="run id; default: the newest run with a report")
+    parser.add_argument(
+        "--run", help="run id, name, tag, previous or champion; default: the newest run with a report"
+    )
     parser.add_argument("--output", type=Path, required=True)
     return parser
 
@@ -34,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)
-        table: LatencyTable = record_of(store, find_report(store, arguments.run), "latency_profile")
+        table: LatencyTable = record_of(store, named_report(store, arguments.run), "latency_profile")
         write_as_called(arguments.output, f"{shareable(table).to_json()}\n".encode())
 
     return exit_code(work)

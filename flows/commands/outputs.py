@@ -16,16 +16,20 @@ from artifacts_schema.run_configs import ReportConfig
 from flows.commands.prepared import as_called, exit_code
 from flows.commands.store_options import store_config, store_parser
 from flows.environment import WORK_ROOT
+from flows.runs import named_report
 from steps.cache.leases import in_use
 from steps.report.outputs import fetch_outputs
-from steps.report.stored import find_report
 from steps.store import open_store
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = store_parser("flows.commands.outputs", __doc__)
-    parser.add_argument("run", nargs="?", help="run id; default: the newest run with a report")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        help="run id, name, tag, previous or champion; default: the newest run with a report",
+    )
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="default: where runs on this machine put theirs"
     )
@@ -39,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     def work() -> None:
         store = open_store(store_config(arguments), WORK_ROOT)
         with in_use(store, "outputs"):
-            report = find_report(store, arguments.run)
+            report = named_report(store, arguments.run)
             usual = WORK_ROOT / ReportConfig().output / Path(report.folder).name
             folder = as_called(arguments.to) if arguments.to else usual
             fetch_outputs(store, report, folder)

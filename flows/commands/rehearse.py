@@ -18,9 +18,10 @@ from artifacts_schema.rehearsal import rehearsal_of
 from flows.commands.prepared import as_called, exit_code
 from flows.config import ConfigRefused, parse
 from flows.environment import CODE_ROOT, WORK_ROOT
+from steps.comparison.references import report_of
 from steps.files.errors import ConfigError
 from steps.latency.rehearsed import format_told, tell
-from steps.report.stored import find_report, record_of
+from steps.report.stored import record_of
 from steps.store import open_store
 
 _FLOW = CODE_ROOT / "flows" / "snapfusion_flow.py"
@@ -89,7 +90,7 @@ def rehearse(real: SnapFusionConfig) -> None:
 def told(real: SnapFusionConfig, short: SnapFusionConfig, run_id: str) -> str:
     """What the finished rehearsal says about the real run."""
     store = open_store(short.store, WORK_ROOT)
-    report = find_report(store, run_id)
+    report = report_of(store, run_id)
     plan = record_of(store, report, "start")
     names = [name for name in report.inputs if name.startswith("evaluation ")]
     evaluations = {name.partition(" ")[2]: record_of(store, report, name) for name in names}

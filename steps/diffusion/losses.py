@@ -27,7 +27,7 @@ from steps.diffusion.schedule import NoiseSchedule
 from steps.training.batch import Batch
 from steps.training.group import mean_over_ranks
 from steps.training.placement import sent
-from steps.training.randomness import coin, keyed_integers, keyed_normal, keyed_uniform
+from steps.training.randomness import Samples, coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
 VALIDATION: SplitName = "validation"
@@ -42,6 +42,9 @@ class LatentData(Protocol):
 
     def size(self, split: SplitName) -> int:
         """Number of captioned pictures."""
+
+    def order(self, split: SplitName) -> Samples:
+        """The same as what a training goes through."""
 
     def latents(self, split: SplitName, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         """Scaled latents (n, c, h, w) of unit variance."""

@@ -11,10 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
 from artifacts_schema.references import FolderRef, ObjectRef, WeightsRef
-from steps.diffusion.scheduler import GridDDIMScheduler
 from steps.export.standalone import STANDALONE
 from steps.files.errors import ExportError, SnapFusionError
 from steps.store.base import Store, get_bytes
@@ -43,6 +40,10 @@ def diffusers_folder(
     `base` is the stored base, whose text encoder, tokenizer and noise schedule the student keeps. Raises ExportError
     for a base that lacks one of them, and for weights of a class that no folder can carry.
     """
+    import diffusers  # here: fetching and publishing a student need no torch
+
+    from steps.diffusion.scheduler import GridDDIMScheduler
+
     schedule = _json(store, base, "scheduler/scheduler_config.json")
     scheduler = GridDDIMScheduler.from_config({**schedule, "prediction_type": prediction_type})
     index: dict[str, Any] = {

@@ -90,7 +90,7 @@ def build_pool(
     for start in range(0, settings.size, CHUNK):
         positions = torch.arange(start, min(start + CHUNK, settings.size))
         captions = epoch_indices(
-            samples=data.size(SPLIT), start=start, count=len(positions), seed=context.seed
+            samples=data.order(SPLIT), start=start, count=len(positions), seed=context.seed
         )
         embeddings = data.embeddings(SPLIT, captions)
         document = _document(identity, settings, context, positions, embeddings)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steps.data.prepared import encode_moments
+from steps.data.encoding import encode_moments
 from steps.models.base import BaseModel
 from steps.training.randomness import keyed_normal
 from steps.unet.architecture import list_units

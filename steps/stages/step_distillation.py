@@ -146,7 +146,7 @@ def distil(
         student,
         loss,
         training=config.training,
-        samples=sampling.data.size(SPLIT),
+        samples=sampling.data.order(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
         held_out=HeldOut(

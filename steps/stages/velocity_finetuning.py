@@ -77,7 +77,7 @@ def finetune(
         unet,
         loss,
         training=config.training,
-        samples=data.size(SPLIT),
+        samples=data.order(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
         held_out=held_out_loss(

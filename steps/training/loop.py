@@ -26,6 +26,7 @@ from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
 from steps.training.outcome import IntervalHook, Part, TrainingOutcome
 from steps.training.pace import Speed, pause_after_checkpoint
+from steps.training.randomness import Samples
 from steps.training.ranks import ranks
 from steps.training.recomputation import set_recomputation
 from steps.training.selection import BestState, HeldOut
@@ -39,7 +40,7 @@ def train(  # noqa: PLR0913 - everything that decides the result, by name
     loss: LossFunction,
     *,
     training: TrainingConfig | Part,
-    samples: int,
+    samples: Samples,
     seed: int,
     folder: Path | CheckpointFolder,
     held_out: HeldOut | None = None,

@@ -17,7 +17,7 @@ from steps.training.group import mean_terms
 from steps.training.outcome import Part
 from steps.training.pace import learning_rate_factor
 from steps.training.placement import compiled, placed
-from steps.training.randomness import epoch_indices
+from steps.training.randomness import Samples, epoch_indices
 from steps.training.recomputation import set_recomputation
 
 
@@ -31,7 +31,7 @@ class Work:
     model: nn.Module
     loss: LossFunction
     part: Part
-    samples: int
+    samples: Samples
     seed: int
     device: torch.device
     iteration: int = 0

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Matrix is singular",
     "ignore:The `disp` argument is deprecated:DeprecationWarning",
     "ignore:__array__ implementation:DeprecationWarning",
+    "ignore:unclosed file:ResourceWarning",  # webdataset leaves the plain loop's shard open
+    "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 SAME = {
     "a": ("training.step_distillation.loss_difference", 1e-4),

@@ -1,12 +1,15 @@
 """Launches of the real flow on the smoke preset, and the same trainings without it, to compare with."""
 
+import fcntl
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +45,32 @@ def run(home: Path, *arguments: str, script: Path = FLOW, **environment: str) ->
         timeout=3600,
         check=False,
     )
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """A finished run of the smoke preset, everything in folders, for tests that only need what it left."""
+
+    home: Path
+    printed: str
+
+    def seed(self, home: Path) -> Path:
+        """A home with the cache of that run, but none of its reports."""
+        left_out = shutil.ignore_patterns("reports", "runs", "leases", "work")
+        shutil.copytree(self.home / ".snapfusion" / "store", home / ".snapfusion" / "store", ignore=left_out)
+        return home
+
+
+def smoke_run_once(shared: Path) -> SmokeRun:
+    """The one run of a test session; who comes while another process makes it waits."""
+    home, printed = shared / "smoke_run", shared / "smoke_run.txt"
+    with (shared / "smoke_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            ended = run(home, "--config", "config", str(SMOKE), "run")
+            assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+            printed.write_text(ended.stdout)
+    return SmokeRun(home, printed.read_text())
 
 
 def report(home: Path) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.launched import ROOT, SMOKE, run
+from tests.flows.launched import ROOT, SMOKE, SmokeRun, run
 
 FLOW = ROOT / "flows" / "ablation_flow.py"
 
 
 @pytest.mark.long
-def test_two_arms_over_a_finished_run(tmp_path: Path) -> None:
-    home, config = tmp_path / "home", tmp_path / "short.toml"
+def test_two_arms_over_a_finished_run(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    home, config = smoke_run.seed(tmp_path / "home"), tmp_path / "short.toml"
     assert run(home, "--config", "config", str(SMOKE), "run").returncode == 0
     config.write_text('iterations = 2\nbatch_size = 2\npictures = 8\narms = ["c_vanilla"]\n')
     first, again = (run(home, "--config", "config", str(config), "run", script=FLOW) for _ in range(2))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.launched import ROOT, SMOKE, Ended, report, run
+from tests.flows.launched import ROOT, SMOKE, Ended, SmokeRun, report, run
 
 COMPARE = ROOT / "flows" / "compare_flow.py"
 pytestmark = pytest.mark.long
@@ -25,10 +25,10 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def compared(tmp_path_factory: pytest.TempPathFactory, smoke_run: SmokeRun) -> Compared:
     folder = tmp_path_factory.mktemp("compared")
-    home, ended = folder / "home", []
-    for name, rate in (("first", "1e-4"), ("second", "3e-4")):
+    home, ended = smoke_run.seed(folder / "home"), []
+    for name, rate in (("first", "1e-4"), ("second", "3e-4")):  # the first is the preset
         config = folder / f"{name}.toml"
         text = SMOKE.read_text().replace('name = "smoke"', f'name = "{name}"')
         config.write_text(

@@ -17,6 +17,7 @@ from artifacts_schema.run_configs import StoreConfig
 from flows.commands import runs, show
 from flows.presets import FOLDER
 from flows.run import Run, all_runs, store_at
+from flows.runs import named_report
 from steps.files.errors import SnapFusionError, StoreError
 from steps.store import LocalStore
 
@@ -67,6 +68,11 @@ def test_the_newest_run_is_the_default(store: LocalStore) -> None:
     assert Run.open("previous", store=store).id == "old"
     assert [run.id for run in all_runs(store)] == ["new", "old"]
     assert Run.open(store=StoreConfig(root=str(store.folder))).name == NAME
+
+
+def test_a_command_takes_a_run_by_id_name_or_word(store: LocalStore) -> None:
+    newest, named = (named_report(store, reference) for reference in (None, NAME))
+    assert newest == named == named_report(store, "latest") != named_report(store, "previous")
 
 
 def test_a_run_that_is_not_there_is_answered_with_the_nearest(store: LocalStore, tmp_path: Path) -> None:

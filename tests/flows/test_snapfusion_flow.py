@@ -14,6 +14,8 @@ from tests.conftest import BUCKET
 from tests.flows.key_search import holds
 from tests.flows.launched import SMOKE, TRAININGS, Ended, printed_command, report, run, trained_in_one_process
 
+pytestmark = pytest.mark.long  # a whole run, launched twice: six minutes on two cores
+
 FAILING = Path(__file__).with_name("failing_flow.py")
 S3_ROOT = f"s3://{BUCKET}/flow"
 

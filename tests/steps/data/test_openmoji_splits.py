@@ -66,7 +66,7 @@ def test_an_unknown_caption_is_train() -> None:
     assert split_of("an emoji of next year dark skin tone") == "train"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_near_duplicates_are_on_one_side_and_the_tables_are_the_rules() -> None:
     linked = near_duplicates()
     assert linked["cook"] >= {"cook", "man cook"}  # pixel for pixel the same

@@ -51,7 +51,7 @@ def files(chunks: Iterable[Path]) -> dict[str, bytes]:
     return {file.relative_to(chunk.parent).as_posix(): file.read_bytes() for chunk, file in found}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_weights_are_equal_chunks_in_another_process(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from tests.steps.export.test_chunks import cut; cut(pathlib.Path(sys.argv[1]))"

@@ -11,8 +11,9 @@ from artifacts_schema.readers import read_record
 from artifacts_schema.references import FolderRef
 from artifacts_schema.report import CodeVersion, RunReport
 from steps.cache.notes import StageUse
+from steps.comparison.references import report_of
 from steps.report.page import RunRecords
-from steps.report.stored import find_report, record_of
+from steps.report.stored import record_of
 from steps.report.trace import runs_of
 from steps.stages.report import run
 from steps.store import LocalStore
@@ -64,7 +65,7 @@ def test_each_stage_says_what_the_cache_did_and_what_made_it(finished: tuple[Loc
 def test_code_and_provenance_are_written(finished: tuple[LocalStore, RunReport]) -> None:
     store, report = finished
     written = RunReport.from_json((Path(report.folder) / "report.json").read_text())
-    assert written == report == find_report(store, "7")
+    assert written == report == report_of(store, "7")
     assert (written.code, written.provenance) == (CODE, MADE)
 
 
