@@ -1,11 +1,13 @@
 """The sections of the configuration that a run as a whole reads: name, machine, store, base, data, report."""
 
 import re
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from artifacts_schema.base import Frozen
+from artifacts_schema.filters import Filter
 from artifacts_schema.parts import SkippableStage, check_parts
 from artifacts_schema.ranges import Count, CountOrZero, Device, Fraction, NotNegative, Positive, setting
 
@@ -87,6 +89,9 @@ class StoreConfig(Frozen):
     kms_key: str | None = setting(None, "S3 only: key for aws:kms; unset: the account's own")
     timeout_s: Positive = setting(60.0, "S3 only: longest silence of the server", unit="s")
     attempts: Count = setting(10, "S3 only: of one request, with growing pauses")
+    cache_gib: Positive = setting(
+        200.0, "S3 only: most that encoded shards of data take in store.local", unit="GiB"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "StoreConfig":
@@ -115,6 +120,9 @@ class BaseConfig(Frozen):
     )
 
 
+_OF_SHARDS = ("caption_field", "filters", "crop", "held_out_fraction", "shuffle_shards")
+
+
 class DataConfig(Frozen):
     """Captioned pictures."""
 
@@ -126,7 +134,7 @@ class DataConfig(Frozen):
         "openmoji", "openmoji: the included pictures; webdataset: your shards"
     )
     shards: tuple[str, ...] = setting(
-        (), "tar files or brace patterns such as data/{00000..00099}.tar; webdataset only"
+        (), "tar files such as data/{00000..00099}.tar: paths, s3:// or https://; webdataset only"
     )
     held_out_from: tuple[str, ...] = setting(
         (), "those of the shards that validation and test come from; none: all"
@@ -142,11 +150,42 @@ class DataConfig(Frozen):
     max_image_pixels: Count = setting(
         64_000_000, "larger pictures are refused as decompression bombs", unit="pixels"
     )
+    caption_field: str | None = setting(
+        None, "webdataset only: field of the .json that is the caption; unset: the .txt", min_length=1
+    )
+    filters: tuple[str, ...] = setting(
+        (),
+        "webdataset only: what pictures must satisfy, such as 'width >= 512', 'aspect <= 2' or, of the .json, "
+        "'aesthetic_score > 5.5', 'LANGUAGE == en'",
+    )
+    crop: Literal["center", "pad"] = setting(
+        "center", "webdataset only: the middle square, or the whole picture on white"
+    )
+    held_out_fraction: Annotated[float, Field(gt=0.0, le=0.25)] = setting(
+        0.05, "webdataset only: share of the captions in validation, and in test"
+    )
+    shuffle_shards: Count = setting(
+        8, "webdataset only: shards whose pictures are shuffled among each other", unit="shards"
+    )
+
+    def meaning(self, *, without: Collection[str] = ()) -> dict[str, Any]:
+        """The included pictures know nothing of what shards alone need."""
+        own = _OF_SHARDS if self.source == "openmoji" else ()
+        return super().meaning(without={*without, *own})
+
+    @field_validator("filters")
+    @classmethod
+    def _filters_can_be_read(cls, filters: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(Filter.parse(text).text for text in filters)
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.source == "openmoji" and self.held_out_from:
             raise ValueError("held_out_from names shards of source 'webdataset'")
+        fields = type(self).model_fields
+        set_for_shards = [name for name in _OF_SHARDS if getattr(self, name) != fields[name].default]
+        if self.source == "openmoji" and set_for_shards:
+            raise ValueError(f"{set_for_shards[0]} is of shards; expected source 'webdataset' with it")
         if self.source != "openmoji" and self.variants != 1:
             raise ValueError(
                 f"variants are drawings of openmoji; expected 1 with source '{self.source}', found {self.variants}"

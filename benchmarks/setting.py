@@ -18,7 +18,8 @@ from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.run_configs import ComputeConfig, DataConfig
 from benchmarks.published import ROOT
-from steps.data.prepared import PreparedData, prepare_data
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_data
 from steps.diffusion.sampler import decode_latents
 from steps.evaluation.bench import groups_of
 from steps.evaluation.distances import Estimate, kernel_distance
@@ -86,7 +87,7 @@ def prepared(base: BaseModel, store: LocalStore, limit: int | None) -> PreparedD
     text = store.get_document(document)
     if text is None:
         config, progress = DataConfig(limit=limit), TerminalProgress()
-        text = prepare_data(base, config, store, progress=progress, project_root=ROOT).to_json()
+        text = prepare_data(base, config, store, progress=progress).to_json()
         store.put_document(document, text)
     return PreparedData.load(store, PreparedDataRef.from_json(text))
 

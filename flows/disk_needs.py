@@ -7,7 +7,7 @@ parameters, pictures by their sides. A step's work folder and this machine's cac
 from collections.abc import Mapping
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.data import PreparedDataRef
+from artifacts_schema.data import PreparedDataRef, StreamedSplit
 from artifacts_schema.plan import InputName, RunPlan
 from artifacts_schema.result_configs import KEPT_PICTURES
 from flows.remote import on_other_machine, resources_of
@@ -40,7 +40,7 @@ def disk_needs(config: SnapFusionConfig, plan: RunPlan) -> dict[str, int]:
             continue  # a student that this configuration does not ask for
         places = stage.places(config, "") if name in _TRAININGS else stage.after
         weights = sum(place.endswith(".weights") for place in places.values())
-        need = sum(_bytes_of(plan, item) for item in stage.reads) + weights * unet + _SPARE
+        need = sum(_read(config, plan, item) for item in stage.reads) + weights * unet + _SPARE
         need += _own(name, config, plan, unet, decoder)
         step = _STEP.get(name, name)
         found[step] = max(found.get(step, 0), need)
@@ -55,10 +55,10 @@ def _own(name: str, config: SnapFusionConfig, plan: RunPlan, unet: int, decoder:
         return checkpoints * unet
     packages = len(config.coreml_export.components) * (unet + decoder)
     own = {
-        # The user's shards, folders as they were fetched and once more in the store, and what is prepared.
-        "start": sum(file.bytes for file in plan.raw_data.files)
+        # Folders as they were fetched and once more in the store, the largest shard, and what is prepared here.
+        "start": max((file.bytes for file in plan.raw_data.files), default=0)
         + 2 * sum(_bytes_of(plan, item) for item in _FOLDERS)
-        + _bytes_of(plan, "data"),
+        + _prepared_here(plan),
         "decoder_distillation": checkpoints * decoder + config.decoder_distillation.pool_size * 2 * picture,
         "guidance_selection": unet + decoder + config.evaluation.validation_pictures * picture,
         "evaluation": unet + decoder + KEPT_PICTURES * len(config.evaluation.guidance_scales) * picture,
@@ -72,6 +72,22 @@ def _own(name: str, config: SnapFusionConfig, plan: RunPlan, unet: int, decoder:
 _FOLDERS: tuple[InputName, ...] = (
     "base", "velocity_warm_start", "robust_warm_start", "signal_clip", "measure_clip", "inception",
 )  # fmt: skip
+
+
+def _read(config: SnapFusionConfig, plan: RunPlan, name: InputName) -> int:
+    """What of an input lies on a machine that reads it: of encoded shards what their cache may hold."""
+    size = _bytes_of(plan, name)
+    if name != "data" or plan.data.source != "webdataset":
+        return size
+    return min(size, int(config.store.cache_gib * (1 << 30)))
+
+
+def _prepared_here(plan: RunPlan) -> int:
+    """All of the included pictures; of the user's shards one at a time, before and after it is sent to the store."""
+    splits = [split for split in plan.data.splits.values() if isinstance(split, StreamedSplit)]
+    if not splits:
+        return _bytes_of(plan, "data")
+    return 2 * max(shard.object.bytes for split in splits for shard in split.shards)
 
 
 def _bytes_of(plan: RunPlan, name: InputName) -> int:
@@ -90,6 +106,10 @@ def prepared_bytes(data: PreparedDataRef) -> int:
     """Size of the prepared data: captions, embeddings, moments and pictures of every split."""
     total = data.empty_embedding.bytes
     for split in data.splits.values():
+        if isinstance(split, StreamedSplit):
+            total += sum(shard.object.bytes for shard in split.shards)
+            total += split.captions.bytes if split.captions else 0
+            continue
         shards = (*split.embeddings, *split.moments, *split.images)
         total += split.captions.bytes + sum(shard.object.bytes for shard in shards)
     return total

@@ -17,7 +17,7 @@ def named_inputs(config: SnapFusionConfig) -> list[str]:
 
 
 def with_inputs_here(config: SnapFusionConfig) -> SnapFusionConfig:
-    """The configuration with local paths in place of `s3://`; see `steps.inputs.fetched`."""
+    """The configuration with local paths in place of `s3://`, shards excepted; see `steps.inputs.fetched`."""
     if not any(place.startswith("s3://") for place in named_inputs(config)):
         return config
     from steps.inputs.fetched import with_fetched_inputs  # boto3 takes a while to import

@@ -165,6 +165,7 @@ def _execute(
 ) -> Record:
     """Run the stage and add where, when and how it ran."""
     from steps.inputs.context import StageContext, configure_torch, quiet_libraries, select_device
+    from steps.latency.shortage import memory_told
     from steps.training.nodes import Team
     from steps.training.randomness import spawn
 
@@ -190,7 +191,8 @@ def _execute(
     # Before the work: while that lasts, somebody may edit the code.
     origin = {"stage source": source_hash(key.stage), DISTRIBUTION: code_version().text}
     started = time.monotonic()
-    record = work(context)
+    with memory_told(key.stage, config, on_gpu=context.device.type == "cuda"):
+        record = work(context)
     found = provenance(started, device=str(context.device), threads=threads, versions=origin)
     return record.model_copy(update={"provenance": found})
 

@@ -110,7 +110,7 @@ def start(config: SnapFusionConfig, prepare: Callable[[Any, Any], Record] | None
     if config.promotion.enabled:
         champion_report(store)  # so does a champion that the run could not be held against
     hashes = FileHashes(WORK_ROOT / ".snapfusion" / "hashes", progress=card_progress)
-    raw = raw_data(config.data, PROJECT_ROOT, hashes)
+    raw = raw_data(config.data, PROJECT_ROOT, hashes, config.store)
     identities = input_identities(config, PROJECT_ROOT, raw)
     held_out = held_out_identity(config.data, PROJECT_ROOT, raw)
     prepared = []
@@ -121,7 +121,7 @@ def start(config: SnapFusionConfig, prepare: Callable[[Any, Any], Record] | None
         prepared.append(True)
         made = prepare_data(raw, config, context, PROJECT_ROOT)
         # A shard is read again for that only where its size, times or inode are others now.
-        check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes))
+        check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes, config.store))
         return made
 
     plan: RunPlan = run_stage(

@@ -24,9 +24,14 @@ GROUPS: dict[str, dict[str, Command]] = {
         "run": Command("flows.commands.run", "start the pipeline, from a preset or a file"),
         "resume": Command("flows.commands.resume", "go on with a run where it stopped"),
         "rehearse": Command("flows.commands.rehearse", "what a real run will take, after minutes of it"),
+        "encode": Command("flows.commands.encode", "encode shards of data, beside other workers"),
         "config": Command("flows.commands.config", "show, compare and check configurations"),
         "doctor": Command(
             "flows.commands.doctor", "what this machine can run, how long it takes, what is missing"
+        ),
+        "plan": Command("flows.commands.plan", "what a run takes on other hardware, stage by stage"),
+        "zero-shot": Command(
+            "flows.commands.zero_shot", "whether training pictures are among those that are measured on"
         ),
     },
     "look": {

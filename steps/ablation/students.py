@@ -105,7 +105,7 @@ def _train(
         student,
         loss,
         training=training,
-        samples=inputs.data.size(SPLIT),
+        samples=inputs.data.order(SPLIT),
         seed=spawn(context.seed, f"{few} steps"),
         folder=context.checkpoints(f"checkpoints-{few}"),
         progress=context.progress,

@@ -70,7 +70,7 @@ def repaired(
         build(spec, robust).requires_grad_(True),
         SkippingLoss(sampling, probability=0.0),
         training=evolution.training,
-        samples=inputs.data.size(SPLIT),
+        samples=inputs.data.order(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
         progress=context.progress,

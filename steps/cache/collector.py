@@ -13,6 +13,10 @@ from steps.store.base import Store, parse_document
 HOUR_S = 3600.0
 _ENTRIES = ("stages", "records", "probes")
 _POOL_READER = "stages/decoder_distillation/"  # nobody else reads latent pools, and only until it is finished
+_SHARDS, _SHARD_READER = (
+    "encoded_shards",
+    "stages/start/",
+)  # the same; what is in a kept run's data stays besides
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def find_garbage(store: Store, retention: Retention) -> Garbage:
     garbage = Garbage(runs=sorted(uses.keys() - kept), kept_runs=sorted(kept))
     finished = {entry.name for entry in documents if entry.name.startswith("stages/")}
     pools_stay = any(key.startswith(_POOL_READER) for key in used - finished)
+    shards_stay = any(key.startswith(_SHARD_READER) for key in used - finished)
+    shards: dict[str, set[str]] = {}
     live: set[str] = set()
     for entry, text in documents.items():
         kind, name = entry.name.split("/", 1) if "/" in entry.name else ("", entry.name)
@@ -59,10 +65,15 @@ def find_garbage(store: Store, retention: Retention) -> Garbage:
             or (kind in ("runs", "reports") and name.split("/")[0] not in kept)
             or (kind == "latent_pools" and not pools_stay)
         )
-        if unused and entry.age_s >= retention.min_age_s:
+        refs = {sha256 for sha256, _ in object_refs(parse_document(entry.name, text, object))}
+        if kind == _SHARDS and not shards_stay and entry.age_s >= retention.min_age_s:
+            shards[entry.name] = refs
+        elif unused and entry.age_s >= retention.min_age_s:
             garbage.documents.append(entry.name)
         else:
-            live |= {sha256 for sha256, _ in object_refs(parse_document(entry.name, text, object))}
+            live |= refs
+    garbage.documents += [name for name, refs in shards.items() if not refs & live]
+    live |= {sha256 for refs in shards.values() if refs & live for sha256 in refs}
     garbage.documents += [
         e.name for e in store.documents("leases/") if e.name != COLLECTION and e.age_s >= retention.min_age_s
     ]

@@ -13,7 +13,7 @@ from steps.cache.misses import PARTS
 from steps.files.errors import DamagedError
 from steps.store.base import PARTIAL, Store, parse_document
 
-_MADE_AGAIN = ("stages", "latent_pools", "probes", "leases")
+_MADE_AGAIN = ("stages", "latent_pools", "encoded_shards", "probes", "leases")
 
 
 @dataclass(frozen=True)

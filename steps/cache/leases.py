@@ -47,6 +47,11 @@ def lease(store: Store, key: str) -> Iterator[None]:
         yield
 
 
+def is_held(store: Store, key: str) -> bool:
+    """True when somebody seems to work on `key`: a hint, by which several workers find different work."""
+    return not is_free(_read(store, f"leases/{key}"))
+
+
 @contextmanager
 def in_use(store: Store, work: str) -> Iterator[None]:
     """Keep the collector away from the store and from this machine's cache of it; waits while one is at work.

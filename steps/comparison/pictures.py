@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from artifacts_schema.data import PreparedSplit
 from artifacts_schema.evaluation import EvaluationRecord
 from artifacts_schema.plan import RunPlan
 from steps.comparison.runs import Run
@@ -93,7 +94,7 @@ class _RealPictures:
             return
         self._split = next((item for name, item in plan.data.splits.items() if name == split), None)
         if self._split:
-            names = json.loads(get_bytes(store, self._split.captions))
+            names = json.loads(get_bytes(store, self._split.captions)) if self._split.captions else []
             self._places = {name: place for place, name in reversed(list(enumerate(names)))}
 
     def of(self, caption: str) -> bytes | None:
@@ -101,17 +102,22 @@ class _RealPictures:
         if self._split is None or caption not in self._places:
             return None
         row = self._places[caption] * self._split.variants
-        for shard in self._split.images:
+        kind, shards = (
+            ("rows", self._split.images)
+            if isinstance(self._split, PreparedSplit)
+            else ("images", self._split.shards)
+        )
+        for shard in shards:
             if row < shard.rows:
                 try:
-                    return encoded(_row(self._store.path_of(shard.object), row))
+                    return encoded(_row(self._store.path_of(shard.object), kind, row))
                 except StoreError:
                     return None
             row -= shard.rows
         return None
 
 
-def _row(path: Any, row: int) -> Pixels:
+def _row(path: Any, kind: str, row: int) -> Pixels:
     with safe_open(path, framework="np") as file:
-        found: Pixels = file.get_slice("rows")[row]
+        found: Pixels = file.get_slice(kind)[row]
     return found

@@ -1,183 +1,24 @@
-"""Data prepared once: encoder moments, text embeddings and pictures in the store, in shards of bounded size.
+"""Prepared data for reading, see `steps.data.preparing`.
 
-The VAE's and the text encoder's work does not depend on the training, so it is done once. What is cached of
-a picture are the moments of its latent distribution, not one sample of it: a new sample is drawn at every
-read, with noise keyed by seed, iteration and sample index.
+Rows are found by their index. Those of the included pictures are all here; those of the user's shards are read through a
+bounded cache, so that a training takes them in the order that `PreparedData.order` gives.
 """
 
 import json
-import logging
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from artifacts_schema.data import SPLIT_NAMES, PreparedDataRef, PreparedSplit, Shard, SplitName
-from artifacts_schema.run_configs import DataConfig
-from steps.data.source import OpenMojiSource, Picture, Source
-from steps.data.webdataset import WebDatasetSource
+from artifacts_schema.data import SPLIT_NAMES, PreparedDataRef, PreparedSplit, Shard, StreamedSplit
+from steps.data.shard_cache import ShardCache
+from steps.data.stream import ShardStream, StreamOrder, check_room
 from steps.files.errors import DataError
-from steps.files.progress import Progress
-from steps.models.base import BaseModel, encode_captions
 from steps.store.base import Store, get_bytes
-from steps.training.randomness import keyed_normal, keyed_uniform
-
-logger = logging.getLogger(__name__)
-NEEDED_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-SHARD_BYTES = 64 << 20
-_BATCH = 64
-_ENCODED_PIXELS = (
-    1 << 21
-)  # pictures encoded together have at most so many pixels: 8 of 512 x 512 take some 4 GB
-_ENCODED_TOGETHER = 16  # on a CPU more at once leave its cache: 64 take 1.4 times as long a picture
-
-
-def prepare_data(
-    base: BaseModel, config: DataConfig, store: Store, *, progress: Progress, project_root: Path
-) -> PreparedDataRef:
-    """Encode the configured pictures and captions, see `source_of` and `prepare_source`."""
-    return prepare_source(base, source_of(base, config, project_root), store, progress=progress)
-
-
-def source_of(base: BaseModel, config: DataConfig, project_root: Path) -> Source:
-    """The configured pictures, indexed but not read. Raises DataError for unusable shards."""
-    size = config.image_size or base.image_size
-    if config.source == "openmoji":
-        return OpenMojiSource(size, config.limit, config.variants)
-    return WebDatasetSource(config, project_root, size)
-
-
-def prepare_source(base: BaseModel, source: Source, store: Store, *, progress: Progress) -> PreparedDataRef:
-    """Encode everything `source` yields with the base's own encoders, on the device these are on.
-
-    Raises DataError for too many unusable items and for a split without pictures.
-    """
-    writers: dict[SplitName, _SplitWriter] = {
-        name: _SplitWriter(base, store, source.variants) for name in SPLIT_NAMES
-    }
-    progress.start(f"preparing {source.name}", source.total)
-    for done, picture in enumerate(source.pictures(), start=1):
-        writers[picture.split].add(picture)
-        if done % _BATCH == 0:
-            progress.update(done)
-    splits = {name: writer.finish() for name, writer in writers.items()}
-    progress.update(source.total)
-    progress.close()
-    _check_splits(splits, source)
-    empty = encode_captions(base.tokenizer, base.text_encoder, [""])
-    return PreparedDataRef(
-        source=source.name,
-        attribution=source.attribution,
-        splits=splits,
-        empty_embedding=store.put_bytes(save({"rows": empty.contiguous()})),
-        scaling_factor=base.scaling_factor,
-        latent_shape=base.latent_shape,
-        image_size=base.image_size,
-        examined=source.total,
-        skipped=dict(source.skipped),
-    )
-
-
-def _check_splits(splits: dict[SplitName, PreparedSplit], source: Source) -> None:
-    sizes = {name: split.size for name, split in splits.items()}
-    if source.skipped:
-        logger.warning("%s: skipped %s of %d items", source.name, dict(source.skipped), source.total)
-    logger.info("%s: %s", source.name, sizes)
-    empty = [name for name in NEEDED_SPLITS if sizes[name] == 0]
-    if empty:
-        raise DataError(
-            f"expected pictures in every split, found {sizes} from {source.total} items; the split follows "
-            "from a hash of the caption: give some hundred pictures with other captions, or raise data.limit"
-        )
-
-
-class _SplitWriter:
-    """Encodes the rows of one split in batches and stores them in shards."""
-
-    def __init__(self, base: BaseModel, store: Store, variants: int) -> None:
-        self._base = base
-        self._store = store
-        self._variants = variants
-        self._size = 0
-        self._captions: list[str] = []
-        self._waiting: list[Picture] = []
-        self._embeddings = _ShardWriter(store)
-        self._moments = _ShardWriter(store)
-        self._images = _ShardWriter(store)
-
-    def add(self, picture: Picture) -> None:
-        self._waiting.append(picture)
-        if len(self._waiting) == _BATCH:
-            self._encode()
-
-    def finish(self) -> PreparedSplit:
-        if self._waiting:
-            self._encode()
-        captions = json.dumps(self._captions, ensure_ascii=False).encode()
-        return PreparedSplit(
-            size=self._size,
-            variants=self._variants,
-            captions=self._store.put_bytes(captions),
-            embeddings=self._embeddings.finish(),
-            moments=self._moments.finish(),
-            images=self._images.finish(),
-        )
-
-    def _encode(self) -> None:
-        images = torch.stack([picture.image for picture in self._waiting])
-        self._images.add(images)
-        self._moments.add(encode_moments(self._base, images))
-        first = -self._size % self._variants  # of the waiting ones, that begins a caption
-        captions = [picture.caption for picture in self._waiting[first :: self._variants]]
-        if captions:
-            self._embeddings.add(encode_captions(self._base.tokenizer, self._base.text_encoder, captions))
-        self._captions += captions
-        self._size += len(self._waiting)
-        self._waiting = []
-
-
-@torch.no_grad()
-def encode_moments(base: BaseModel, images: Tensor) -> Tensor:
-    """Mean and standard deviation of the unscaled latents: float32 (n, 2*c, h, w).
-
-    `images` are uint8 (n, 3, H, W) of the base's size.
-    """
-    together = max(1, min(_ENCODED_TOGETHER, _ENCODED_PIXELS // (images.shape[-2] * images.shape[-1])))
-    parts = []
-    for part in torch.split(images, together):
-        pixels = part.to(base.vae.device, torch.float32) / 127.5 - 1.0
-        distribution = base.vae.encode(pixels).latent_dist
-        parts.append(torch.cat([distribution.mean, distribution.std], dim=1).float().cpu())
-    return torch.cat(parts)
-
-
-class _ShardWriter:
-    """Collects rows and stores them as objects of about SHARD_BYTES, however many there are."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._parts: list[Tensor] = []
-        self._bytes = 0
-        self._shards: list[Shard] = []
-
-    def add(self, rows: Tensor) -> None:
-        self._parts.append(rows)
-        self._bytes += rows.nbytes
-        if self._bytes >= SHARD_BYTES:
-            self._flush()
-
-    def finish(self) -> tuple[Shard, ...]:
-        if self._parts:
-            self._flush()
-        return tuple(self._shards)
-
-    def _flush(self) -> None:
-        rows = torch.cat(self._parts).contiguous()
-        self._shards.append(Shard(object=self._store.put_bytes(save({"rows": rows})), rows=len(rows)))
-        self._parts, self._bytes = [], 0
+from steps.training.randomness import Samples, keyed_normal, keyed_uniform
 
 
 class _Rows:
@@ -217,14 +58,25 @@ class _Rows:
 
 
 class PreparedData:
-    """Prepared data for reading. Indices are int64 (n,) on the CPU, and so is everything that comes back."""
+    """Prepared data for reading. Indices are int64 (n,) on the CPU, and so is everything that comes back.
+
+    What is read stays with this process: another one that it goes to begins anew.
+    """
 
     def __init__(self, store: Store, ref: PreparedDataRef) -> None:
         self.ref = ref
         self._store = store
         self._captions: dict[str, list[str]] = {}
         self._rows: dict[tuple[str, str], _Rows] = {}
+        self._streams: dict[str, ShardStream] = {}
+        streamed = [split for split in ref.splits.values() if isinstance(split, StreamedSplit)]
+        for split in streamed:
+            check_room(store, split)
+        self._cache = ShardCache(store, [shard.object for split in streamed for shard in split.shards])
         self._empty = load(get_bytes(store, ref.empty_embedding))["rows"]
+
+    def __reduce__(self) -> tuple[type["PreparedData"], tuple[Store, PreparedDataRef]]:
+        return PreparedData, (self._store, self.ref)
 
     @classmethod
     def load(cls, store: Store, ref: PreparedDataRef) -> "PreparedData":
@@ -250,26 +102,40 @@ class PreparedData:
         """Number of pictures; 0 for a split that is not there."""
         return found.size if (found := self._split(split)) else 0
 
+    def order(self, split: str) -> Samples:
+        """What a training goes through: all pictures in any order, or the user's shards, some at a time."""
+        found = self._split(split)
+        return (
+            StreamOrder(found, partial(self._stream, split))
+            if isinstance(found, StreamedSplit)
+            else self.size(split)
+        )
+
     def captions(self, split: str) -> list[str]:
-        """The caption of every picture of a split; variants of a picture share theirs."""
+        """The caption of every picture of a split; variants of a picture share theirs. Of the train split of the user's shards
+        each one is read for that.
+        """
         if split not in self._captions:
             found = self._split(split)
-            names = json.loads(get_bytes(self._store, found.captions)) if found else []
-            self._captions[split] = [name for name in names for _ in range(found.variants if found else 1)]
+            if found is None or found.captions is None:
+                self._captions[split] = self._stream(split).captions() if found else []
+            else:
+                names = json.loads(get_bytes(self._store, found.captions))
+                self._captions[split] = [name for name in names for _ in range(found.variants)]
         return list(self._captions[split])
 
     def embeddings(self, split: str, indices: Tensor) -> Tensor:
         """Text embeddings, float32 (n, tokens, width)."""
         found = self._split(split)
-        return self._take(split, "embeddings", indices // (found.variants if found else 1))
+        return self._take(split, "embeddings", indices // (found.variants if found else 1)).float()
 
     def images(self, split: str, indices: Tensor) -> Tensor:
-        """Pictures as prepared, uint8 (n, 3, H, W)."""
+        """Pictures as prepared, uint8 (n, 3, H, W); of the user's shards those of held-out splits are kept."""
         return self._take(split, "images", indices)
 
     def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         """Latents (n, c, h, w) of about unit variance: (mean + std * keyed noise) * scaling_factor."""
-        mean, std = self._take(split, "moments", indices).chunk(2, dim=1)
+        mean, std = self._take(split, "moments", indices).float().chunk(2, dim=1)
         noise = keyed_normal(
             tuple(mean.shape[1:]), seed=seed, name="vae", iteration=iteration, indices=indices
         )
@@ -288,12 +154,21 @@ class PreparedData:
         dropped = (draws < drop_probability)[:, None, None]
         return torch.where(dropped, self.empty_embedding, self.embeddings(split, indices))
 
-    def _split(self, name: str) -> PreparedSplit | None:
+    def _split(self, name: str) -> PreparedSplit | StreamedSplit | None:
         if name not in SPLIT_NAMES:
             raise DataError(f"expected a split out of {', '.join(SPLIT_NAMES)}, found {name!r}")
         return next((split for known, split in self.ref.splits.items() if known == name), None)
 
+    def _stream(self, split: str) -> ShardStream:
+        if split not in self._streams:
+            found = self._split(split)
+            assert isinstance(found, StreamedSplit)  # noqa: S101 - who calls this has asked
+            self._streams[split] = ShardStream(self._cache, found)
+        return self._streams[split]
+
     def _take(self, split: str, kind: str, indices: Tensor) -> Tensor:
+        if isinstance(self._split(split), StreamedSplit):
+            return self._stream(split).take(kind, indices)
         if (split, kind) not in self._rows:
             found = self._split(split)
             self._rows[split, kind] = _Rows(self._store, getattr(found, kind) if found else ())

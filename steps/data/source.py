@@ -1,7 +1,7 @@
 """What every source of captioned pictures looks like to `steps.data.prepared`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,18 +39,14 @@ class Source(Protocol):
 
     @property
     def total(self) -> int:
-        """Items that `pictures` looks at, skipped ones included."""
+        """Number of pictures."""
 
     @property
     def variants(self) -> int:
         """Pictures of one caption, which `pictures` yields one after the other."""
 
-    @property
-    def skipped(self) -> Mapping[str, int]:
-        """Left-out items by reason; complete once `pictures` is used up."""
-
     def pictures(self) -> Iterator[Picture]:
-        """Every usable picture. Raises DataError when too many are not."""
+        """Every picture."""
 
 
 def well_mixed(keys: Iterable[str], limit: int | None) -> list[str]:
@@ -88,11 +84,6 @@ class OpenMojiSource:
     def total(self) -> int:
         """See Source."""
         return len(self._items) * self.variants
-
-    @property
-    def skipped(self) -> Mapping[str, int]:
-        """See Source: every picture can be drawn."""
-        return {}
 
     def pictures(self) -> Iterator[Picture]:
         """See Source."""

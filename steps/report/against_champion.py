@@ -1,7 +1,5 @@
 """A run's student beside the champion's, on the same captions and noise of the validation protocol."""
 
-import json
-
 from artifacts_schema.config import SHIPPED
 from artifacts_schema.evaluation import (
     EvaluationRecord,
@@ -11,11 +9,12 @@ from artifacts_schema.evaluation import (
 )
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.report import RunReport
+from steps.data.prepared import PreparedData
 from steps.evaluation.compare import compare
 from steps.evaluation.subject import NOISE_SEED
 from steps.files.errors import DamagedError, EvaluationError, SnapFusionError
 from steps.report.stored import record_of
-from steps.store import Store, get_bytes
+from steps.store import Store
 from steps.training.randomness import epoch_indices
 
 
@@ -69,6 +68,6 @@ def on_validation(store: Store, report: RunReport) -> EvaluationRecord:
 
 def _drawn(store: Store, plan: RunPlan, count: int) -> list[str]:
     """The captions of a bench's pictures (`steps.evaluation.bench.Bench.drawn`), without the models that it loads."""
-    texts = list(dict.fromkeys(json.loads(get_bytes(store, plan.data.splits["validation"].captions))))
+    texts = list(dict.fromkeys(PreparedData.load(store, plan.data).captions("validation")))
     chosen = epoch_indices(samples=len(texts), start=0, count=count, seed=NOISE_SEED)
     return [texts[i] for i in chosen.tolist()]

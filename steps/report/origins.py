@@ -39,9 +39,12 @@ def data_words(plan: RunPlan) -> str:
     raw = plan.raw_data
     if raw.files:
         size = sum(file.bytes for file in raw.files)
-        return (
+        words = (
             f"{plan.data.source}: {len(raw.files)} shards, {size / _MIB:.1f} MiB, together {raw.identity()}"
         )
+        left_out = plan.data.skipped | plan.data.filtered
+        counts = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+        return f"{words}; left out of {plan.data.examined} pictures: {counts}" if counts else words
     packages = ", ".join(f"{name} {version}" for name, version in raw.packages.items())
     return f"{plan.data.source}: {packages or 'it is not known from what'}"
 

@@ -215,7 +215,7 @@ class _Evolution:
             unet,
             SkippingLoss(sampling, probability=0.0 if is_last else self.config.drop_probability),
             training=Part(training.model_copy(update={"warmup_iterations": warmup}), iterations),
-            samples=self.data.size(SPLIT),
+            samples=self.data.order(SPLIT),
             seed=self.context.seed,
             folder=self.context.checkpoints(
                 f"round_{index}/checkpoints/{content_hash(unet.spec.layout())[:16]}"

@@ -68,7 +68,7 @@ def train_given(
         unet,
         SkippingLoss(sampling, probability=0.0),
         training=config.training,
-        samples=data.size(SPLIT),
+        samples=data.order(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
         held_out=held_out_loss(

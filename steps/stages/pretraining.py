@@ -19,7 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.pretraining import ClipModelConfig, PretrainingConfig, load_pretraining_config
 from artifacts_schema.run_configs import DataConfig
-from steps.data.prepared import PreparedData, prepare_data
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_data
 from steps.files.progress import Progress, TerminalProgress
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel, load_base
@@ -232,7 +233,7 @@ class Pretraining:
         if note.is_file() and (found := json.loads(note.read_text()))["base"] == identity:
             return PreparedData.load(self._store, PreparedDataRef.from_json(found["data"]))
         config = DataConfig(variants=self.config.variants)
-        ref = prepare_data(draft, config, self._store, progress=self.progress, project_root=ROOT)
+        ref = prepare_data(draft, config, self._store, progress=self.progress)
         note.write_text(json.dumps({"base": identity, "data": ref.to_json()}))
         return PreparedData.load(self._store, ref)
 

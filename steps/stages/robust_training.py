@@ -69,7 +69,7 @@ def train_robust(
         unet,
         SkippingLoss(sampling, config.drop_probability, config.ramp_fraction * training.iterations),
         training=training,
-        samples=data.size(SPLIT),
+        samples=data.order(SPLIT),
         seed=context.seed,
         folder=context.checkpoints(),
         held_out=held_out_loss(

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from artifacts_schema.config import SnapFusionConfig
-from artifacts_schema.data import RawData
+from artifacts_schema.data import EncodedShard, RawData
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef
-from steps.data.prepared import prepare_source, source_of
+from steps.data.preparing import included_source, prepare_shards, prepare_source
+from steps.data.workers import Job, ShardEncoder, jobs_of
 from steps.evaluation.bench import EVALUATOR_OF
 from steps.evaluation.features import features_identity
 from steps.evaluation.protocol import check_evaluator, read_protocol
@@ -26,7 +27,7 @@ from steps.inputs.folders import MICRO, base_folder, inception_weights, other_fo
 from steps.inputs.loaded import fetch_folder
 from steps.latency.estimates import format_estimates, stage_estimates
 from steps.latency.unit_costs import measure_unit_costs
-from steps.models.base import load_base
+from steps.models.base import BaseModel, load_base
 from steps.models.base_folder import put_model_folder
 from steps.models.clip import ClipScorer, check_clip
 from steps.pretraining.micro import write_micro_base
@@ -48,20 +49,24 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
     folder = _base_folder(config, project_root, context.work)
     _check_base(config, folder)
     stored = {name: put_model_folder(context.store, path) if path else None for name, path in others.items()}
-    stored_base = put_model_folder(context.store, folder)
-    base = load_base(fetch_folder(context, stored_base, "base"))
+    stored_base, base = _stored(folder, context)
     if (protocols := stored["protocols"]) is not None:
         _check_protocols(fetch_folder(context, protocols, "protocols"), config, stored, base.image_size)
     for name in ("signal_clip", "measure_clip"):
         if (ref := stored[name]) is not None:  # as later stages will find it, without what is not stored
             ClipScorer.load(fetch_folder(context, ref, name), context.device).try_out(base.image_size)
-    encoders: tuple[nn.Module, ...] = (base.vae, base.text_encoder)
-    for encoder in encoders:
-        encoder.to(context.device)
-    source = source_of(base, config.data, project_root)
-    costs = measure_unit_costs(base, context.device) | {"pictures": float(source.total)}
-    _tell(config, context, costs)
-    data = prepare_source(base, source, context.store, progress=context.progress)
+    costs = measure_unit_costs(base, context.device)
+    if config.data.source == "openmoji":
+        source = included_source(base, config.data)
+        costs |= {"pictures": float(source.total)}
+        _tell(config, context, costs)
+        data = prepare_source(base, source, context.store, progress=context.progress)
+    else:
+        jobs, worker = _shards(raw, config, context, project_root, base=base, stored=stored_base)
+        costs |= {"pictures": worker.estimate(jobs)}
+        _tell(config, context, costs)
+        encoded = worker.run(jobs, context.progress)
+        data = prepare_shards(base, encoded, config.data, context.store)
     return RunPlan(
         stage="start",
         config={name: getattr(config, name).meaning() for name in ("base", "data")},
@@ -77,6 +82,42 @@ def run(raw: RawData, config: SnapFusionConfig, context: StageContext, project_r
     )
 
 
+def encode(
+    raw: RawData, config: SnapFusionConfig, context: StageContext, project_root: Path
+) -> list[EncodedShard]:
+    """A worker's part of `run`: what has become of every shard, once this worker and others have encoded them all."""
+    folder = _base_folder(config, project_root, context.work)
+    _check_base(config, folder)
+    stored, base = _stored(folder, context)
+    jobs, worker = _shards(raw, config, context, project_root, base=base, stored=stored)
+    return worker.run(jobs, context.progress)
+
+
+def _shards(
+    raw: RawData,
+    config: SnapFusionConfig,
+    context: StageContext,
+    project_root: Path,
+    *,
+    base: BaseModel,
+    stored: FolderRef,
+) -> tuple[list[Job], ShardEncoder]:
+    """The work of encoding the user's shards, and who does it."""
+    size = config.data.image_size or base.image_size
+    jobs = jobs_of(config.data, project_root, raw, stored, size=size, own_run=context.own_run)
+    return jobs, ShardEncoder(base, config.data, context.store, work=context.work, access=config.store)
+
+
+def _stored(folder: Path, context: StageContext) -> tuple[FolderRef, BaseModel]:
+    """The base as it lies in the store, its encoders on the run's device."""
+    stored = put_model_folder(context.store, folder)
+    base = load_base(fetch_folder(context, stored, "base"))
+    encoders: tuple[nn.Module, ...] = (base.vae, base.text_encoder)
+    for encoder in encoders:
+        encoder.to(context.device)
+    return stored, base
+
+
 def _check_protocols(
     folder: Path, config: SnapFusionConfig, stored: Mapping[str, FolderRef | None], image_size: int
 ) -> None:
@@ -87,11 +128,13 @@ def _check_protocols(
         check_evaluator(
             protocol, evaluator.identity() if evaluator else "", features, features_identity(features)
         )
-        if protocol.image_size != image_size:
+        apart = config.evaluation.apart_pictures
+        if apart and split == config.evaluation.split and not (protocol.seen and protocol.novel):
             raise ConfigError(
-                f"evaluation.protocols: {split} is of pictures of {protocol.image_size} pixels a side, the base draws "
-                f"{image_size}; freeze protocols of that size, or set it to 'splits'"
+                f"evaluation.apart_pictures is {apart}, but the protocol {split} has no captions to report apart; set it to 0"
             )
+        if why := protocol.why_not_drawn_at(image_size):
+            raise ConfigError(f"evaluation.protocols: {why}, or set it to 'splits'")
 
 
 def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:

@@ -59,6 +59,10 @@ class Store(Protocol):
         """This machine's cache of the store; None when the store is on this very disk."""
 
     @property
+    def cache_bytes(self) -> int | None:
+        """Most that encoded shards of data take in the cache; None when there is none."""
+
+    @property
     def root(self) -> str:
         """Where the store lives: a folder, or `s3://bucket/prefix`."""
 

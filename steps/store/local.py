@@ -53,6 +53,10 @@ class LocalStore:
     def cache(self) -> None:
         """See Store."""
 
+    @property
+    def cache_bytes(self) -> None:
+        """See Store."""
+
     def check(self) -> None:
         """See Store."""
         for folder in (self.folder / "documents", self.folder / "work"):

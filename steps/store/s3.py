@@ -36,7 +36,11 @@ class S3Store:
         """`local` is the folder for cache and scratch files. No request is made before the store is used."""
         self.bucket = Bucket(config)
         self.local = LocalStore(local, durable=False)
+        self._config = config
         self._damaged: set[str] = set()  # objects that this process found damaged on the server
+
+    def __reduce__(self) -> tuple[type["S3Store"], tuple[StoreConfig, Path]]:
+        return S3Store, (self._config, self.local.folder)  # connections go to no other process
 
     @property
     def root(self) -> str:
@@ -47,6 +51,11 @@ class S3Store:
     def cache(self) -> LocalStore:
         """See Store."""
         return self.local
+
+    @property
+    def cache_bytes(self) -> int:
+        """See Store."""
+        return int(self._config.cache_gib * (1 << 30))
 
     def require_layout(self, *, new: bool = False) -> None:
         """Raise StoreError for a layout that this version does not read; with `new`, mark a store that has none."""

@@ -6,6 +6,8 @@ global generator.
 """
 
 import hashlib
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,20 +53,37 @@ def coin(probability: float, *, seed: int, name: str, iteration: int) -> bool:
     return bool(torch.rand((), generator=_generator(seed, name, iteration)).item() < probability)
 
 
-def epoch_indices(*, samples: int, start: int, count: int, seed: int) -> Tensor:
+@lru_cache(maxsize=2)  # a batch lies in two epochs at most; a permutation of ten million takes a second
+def _order(samples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(samples, generator=_generator(seed, "epoch", epoch))
+
+
+class Order(Protocol):
+    """Samples that know in which order they are best read."""
+
+    def indices(self, *, start: int, count: int, seed: int) -> Tensor:
+        """As `epoch_indices`."""
+
+
+Samples = int | Order
+"""What a training goes through: so many samples in any order, or in an order of their own."""
+
+
+def epoch_indices(*, samples: Samples, start: int, count: int, seed: int) -> Tensor:
     """Global sample indices at positions start .. start+count-1 of an endless stream of shuffled epochs.
 
     Every epoch is its own permutation of range(samples), keyed by (seed, epoch): the position alone says where the
     data are, so a checkpoint need store nothing more. Shape (count,), int64.
     """
+    if not isinstance(samples, int):
+        return samples.indices(start=start, count=count, seed=seed)
     if samples <= 0:
         raise ValueError(f"expected at least one sample, found {samples}")
     parts: list[Tensor] = []
     position, remaining = start, count
     while remaining > 0:
         epoch, offset = divmod(position, samples)
-        order = torch.randperm(samples, generator=_generator(seed, "epoch", epoch))
-        part = order[offset : offset + remaining]
+        part = _order(samples, seed, epoch)[offset : offset + remaining]
         parts.append(part)
         position += len(part)
         remaining -= len(part)

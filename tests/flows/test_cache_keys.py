@@ -86,6 +86,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "run.skip": {"run.skip": ["decoder_distillation"]},
     "architecture_evolution.architecture": {"architecture_evolution.architecture": "snapfusion-sd15"},
     "compute.device": {"compute.device": "cpu"},
+    **{f"{stage}.training.compile": {f"{stage}.training.compile": True, f"{stage}.drop_probability": 0.0}
+       for stage in ("robust_training", "architecture_evolution")},
     "compute.threads": {"compute.threads": 99},
     "compute.prices": {"compute.prices": {"student_8": 3.2}},
     "store.local": {"store.local": "other"},
@@ -183,6 +185,10 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     monkeypatch.setitem(
         OTHER, "data.held_out_from", {**shards, "data.held_out_from": [str(tmp_path / "a.tar")]}
     )
+    of_shards = {"caption_field": "text", "filters": ["width > 8"], "crop": "pad", "held_out_fraction": 0.1,
+                 "shuffle_shards": 3}  # fmt: skip
+    for name, value in of_shards.items():
+        monkeypatch.setitem(OTHER, f"data.{name}", {**shards, f"data.{name}": value})
     monkeypatch.setitem(OTHER, "store.root", {"store.root": str(tmp_path / "other")})
     program = {"evaluation.features": "inception", "evaluation.inception": str(tmp_path / "a.tar")}
     monkeypatch.setitem(OTHER, "evaluation.features", program)

@@ -105,8 +105,8 @@ def outcome(task: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "moment", "said"),
     [
-        ("a.tar", "source_of", "raw data"),
-        ("a.tar", "prepare_source", "raw data"),
+        ("a.tar", "jobs_of", r"shard \S+/a.tar"),
+        ("a.tar", "prepare_shards", "raw data"),
         ("base", "load_base", "base"),
         ("base", "put_model_folder", "base"),
         ("clip", "check_clip", "signal_clip, measure_clip"),
@@ -118,7 +118,7 @@ def test_an_input_replaced_during_start_leaves_no_entry(
 ) -> None:
     with monkeypatch.context() as patch:
         before(start_stage, moment, lambda: exchange(folder, name), patch)
-        with pytest.raises(DataError, match=rf"^{said} changed while `start` worked"):
+        with pytest.raises(DataError, match=rf"^{said} changed while (`start` worked|it was read)"):
             stages.start(config(folder))
     exchange(folder, name)
     plan = stages.start(config(folder))
@@ -141,7 +141,7 @@ def test_a_base_replaced_while_pictures_are_encoded_changes_nothing(
     """All of the plan is of the base that was there when the run began."""
     expected = folder_identity(folder / "base")
     with monkeypatch.context() as patch:
-        before(start_stage, "source_of", lambda: exchange(folder, "base"), patch)
+        before(start_stage, "jobs_of", lambda: exchange(folder, "base"), patch)
         plan = stages.start(config(folder))
     assert plan.base_identity == plan.base.identity() == expected
     exchange(folder, "base")

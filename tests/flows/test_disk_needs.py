@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from artifacts_schema.config import parse_config
-from artifacts_schema.data import PreparedDataRef, PreparedSplit, RawData, RawFile, Shard
+from artifacts_schema.data import PreparedDataRef, PreparedSplit, RawData, RawFile, Shard, StreamedSplit
 from artifacts_schema.plan import RunPlan
 from artifacts_schema.references import FolderRef, ObjectRef
 from flows.disk_needs import disk_needs, prepared_bytes, short_disks, tell_disks
@@ -56,6 +56,20 @@ def test_more_pictures_and_shards_need_more() -> None:
     small, large = disk_needs(_config(), _plan()), disk_needs(_config(), _plan(8 * GIB, raw_bytes=20 * GIB))
     assert large["robust_training"] - small["robust_training"] == 4 * GIB
     assert large["start"] - small["start"] == 24 * GIB
+
+
+def test_of_streamed_data_a_training_needs_the_cache_and_start_one_shard() -> None:
+    shards = tuple(Shard(object=_object(3 * GIB), rows=9) for _ in range(100))
+    plan = _plan(raw_bytes=20 * GIB)
+    splits = {"train": StreamedSplit(shards=shards, window=8)}
+    plan = plan.model_copy(
+        update={"data": plan.data.model_copy(update={"source": "webdataset", "splits": splits})}
+    )
+    included = disk_needs(_config(), _plan(raw_bytes=20 * GIB))
+    needs = disk_needs(_config(), plan)
+    data = included["robust_training"] - needs["robust_training"]
+    assert data == pytest.approx(4 * GIB - 200 * GIB, abs=100)
+    assert included["start"] - needs["start"] == pytest.approx(4 * GIB - 6 * GIB, abs=100)
 
 
 def test_a_disk_that_is_too_small_is_refused_on_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:

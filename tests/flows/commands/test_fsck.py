@@ -22,6 +22,7 @@ def fill(store: Store) -> None:
     finish(store, "1", a=use(store, "1", "a"))
     pool = store.put_bytes(b"latents 0.123")
     store.put_document("latent_pools/1", pool.model_dump_json())
+    store.put_document("encoded_shards/1", pool.model_dump_json())
     store.put_document("champion", pool.model_dump_json())
     work = store.work_folder("architecture_evolution/1")
     for iteration in (1, 2):
@@ -44,6 +45,7 @@ KINDS = {
     r"documents/runs/1/a-.*": "document runs/1/a-",
     r"documents/runs/1/report.json": "document runs/1/report",
     r"documents/latent_pools/1.json": "document latent_pools/1",
+    r"documents/encoded_shards/1.json": "document encoded_shards/1",
     r"documents/champion.json": "document champion",
     r"documents/leases/stages/a/.*": "document leases/stages/a/",
     r"work/.*/checkpoint-000000002/state.json": "work .*/checkpoint-000000002",

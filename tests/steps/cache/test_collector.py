@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from artifacts_schema.champion import ChampionEvent, ChampionHistory
+from artifacts_schema.data import EncodedShard, Shard
 from artifacts_schema.references import WeightsRef
 from artifacts_schema.report import RunReport
 from artifacts_schema.training import TrainingRecord
@@ -281,6 +282,20 @@ def test_latent_pools_go_when_no_kept_run_has_an_unfinished_decoder(store: Store
     removed = collect(store)
     assert "latent_pools/1" in removed.documents
     assert list(removed.objects) == [pool.sha256]
+
+
+def test_encoded_shards_stay_while_a_start_is_unfinished_or_data_hold_them(store: Store) -> None:
+    refs = [store.put_bytes(name.encode()) for name in ("used", "left", "beside used")]
+    for number, split in enumerate(({"train": refs[0], "test": refs[2]}, {"train": refs[1]})):
+        shards = {name: Shard(object=ref, rows=1) for name, ref in split.items()}
+        store.put_document(f"encoded_shards/{number}", EncodedShard(splits=shards).model_dump_json())
+    mark_use(store, "1", key("start"))
+    assert collect(store).documents == []
+    record = train(store, "start", "used")  # names the object, as a plan does
+    stage_of_run(store, "1", key("start"), lambda: record)
+    removed = collect(store)
+    assert "encoded_shards/1" in removed.documents and "encoded_shards/0" not in removed.documents
+    assert list(removed.objects) == [refs[1].sha256]
 
 
 def test_the_cache_of_a_store_on_s3_is_cleared_alone(make_s3: MakeS3) -> None:

@@ -9,9 +9,11 @@ from safetensors.torch import load
 from artifacts_schema.data import PreparedDataRef
 from artifacts_schema.readers import read_record
 from artifacts_schema.run_configs import DataConfig
-from steps.data import prepared
+from steps.data import encoding, preparing
+from steps.data.encoding import encode_moments
 from steps.data.openmoji import SPLITS, draw, list_openmoji
-from steps.data.prepared import PreparedData, encode_moments, prepare_data, prepare_source
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_data, prepare_source
 from steps.data.source import OpenMojiSource, Picture, well_mixed
 from steps.files.errors import DataError, StoreError
 from steps.files.progress import NullProgress
@@ -68,7 +70,7 @@ def test_pictures_encoded_apart_give_the_same_moments(
 ) -> None:
     images = torch.stack([noise_image(i) for i in range(3)])
     together = encode_moments(base, images)
-    monkeypatch.setattr(prepared, "_ENCODED_PIXELS", 1)
+    monkeypatch.setattr(encoding, "_ENCODED_PIXELS", 1)
     torch.testing.assert_close(encode_moments(base, images), together)
 
 
@@ -96,8 +98,8 @@ def test_shards_are_bounded_and_read_across(
     base: BaseModel, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = PreparedData.load(store, _prepare(base, store, train=9))
-    monkeypatch.setattr(prepared, "SHARD_BYTES", 1)
-    monkeypatch.setattr(prepared, "_BATCH", 2)
+    monkeypatch.setattr(preparing, "SHARD_BYTES", 1)
+    monkeypatch.setattr(preparing, "_BATCH", 2)
     ref = _prepare(base, store, train=9)
     assert [shard.rows for shard in ref.splits["train"].embeddings] == [2, 2, 2, 2, 1]
     sharded = PreparedData.load(store, ref)
@@ -140,7 +142,7 @@ def test_an_empty_split_has_no_rows(base: BaseModel, store: LocalStore) -> None:
 def test_variants_share_caption_and_embedding(
     base: BaseModel, store: LocalStore, variants: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared, "_BATCH", 4)  # ends inside a caption's variants
+    monkeypatch.setattr(preparing, "_BATCH", 4)  # ends inside a caption's variants
     pictures = [
         Picture(split, f"{split} {i}", noise_image(variants * i + v))
         for split, count in (("train", 5), ("validation", 1), ("test", 2))
@@ -188,9 +190,9 @@ def test_preparing_twice_gives_one_identity(base: BaseModel, store: LocalStore) 
     assert _prepare(base, store).identity() == _prepare(base, store).identity()
 
 
-def test_openmoji_is_prepared_from_its_record(base: BaseModel, store: LocalStore, tmp_path: Path) -> None:
+def test_openmoji_is_prepared_from_its_record(base: BaseModel, store: LocalStore) -> None:
     config = DataConfig(limit=3)
-    ref = prepare_data(base, config, store, progress=NullProgress(), project_root=tmp_path)
+    ref = prepare_data(base, config, store, progress=NullProgress())
     record = read_record(ref.to_json())
     assert isinstance(record, PreparedDataRef)
     assert (record.source, record.image_size, record.examined) == ("openmoji", IMAGE_SIZE, 12)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from steps.data.webdataset import check_shards
+from artifacts_schema.run_configs import DataConfig
+from steps.data.webdataset import index_shard
 from steps.files.errors import DataError
 
+PLAIN = DataConfig(source="webdataset")
 _LIMIT_S = 4.0  # for 12 KB; a sound shard takes milliseconds
 FILES = (
     ("1.png", b"x" * 600), ("README", b"r"), ("1.txt", b"caption"), ("é" * 60 + "/2.png", b"y"), ("é" * 60 + "/2.txt", b"z"),
@@ -66,7 +68,7 @@ def refuse(folder: Path, data: bytes | bytearray) -> str:
         limit(),
         pytest.raises(DataError, match=r"bad\.tar is truncated or no uncompressed tar file") as caught,
     ):
-        check_shards(["bad.tar"], folder)
+        index_shard(folder / "bad.tar", PLAIN)
     return str(caught.value)
 
 
@@ -135,7 +137,7 @@ def test_damaged_headers_give_samples_or_one_clear_error(tmp_path: Path) -> None
         (tmp_path / "bad.tar").write_bytes(data)
         try:
             with limit():
-                check_shards(["bad.tar"], tmp_path)
+                index_shard(tmp_path / "bad.tar", PLAIN)
             seen["read"] += 1
         except DataError as error:
             assert "bad.tar" in str(error)

@@ -20,7 +20,6 @@ class ListSource:
         self._pictures = pictures
         self.variants = variants
         self.total = len(pictures)
-        self.skipped: dict[str, int] = {}
 
     def pictures(self) -> Any:
         """See Source."""

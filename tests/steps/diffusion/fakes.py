@@ -60,6 +60,9 @@ class FakeData:
     def size(self, split: str) -> int:
         return self.samples
 
+    def order(self, split: str) -> int:
+        return self.samples
+
     def latents(self, split: str, indices: Tensor, *, seed: int, iteration: int) -> Tensor:
         noise = keyed_normal(self.shape, seed=seed, name=f"data.{split}", iteration=0, indices=indices)
         return self.mean + self.deviation * noise

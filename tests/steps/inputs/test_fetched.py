@@ -11,8 +11,8 @@ from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Server
 from steps.files.errors import ConfigError, DataError
-from steps.inputs import fetched
 from steps.inputs.fetched import fetch, with_fetched_inputs, with_fetched_table
+from steps.store.s3_source import S3File, s3_source
 from tests.conftest import BUCKET
 
 Put = Callable[[str, bytes], str]
@@ -23,7 +23,7 @@ def put(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Puts a file below a prefix of the test's own; returns its place."""
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
-    fetched._source.cache_clear()
+    s3_source.cache_clear()
     prefix, client = uuid.uuid4().hex, s3_server.client()
 
     def do(name: str, data: bytes) -> str:
@@ -39,24 +39,18 @@ def _config(**sections: Any) -> SnapFusionConfig:
     )
 
 
-def test_a_folder_and_brace_patterns_become_paths(put: Put, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_path(put: Put, tmp_path: Path) -> None:
     put("clip/config.json", b"{}")
     place = put("clip/weights/model.safetensors", b"weights").rpartition("/weights")[0]
-    shards = put("shards/000.tar", b"a").replace("000", "{000..001}")
-    put("shards/001.tar", b"b")
+    shards = f"{place}/{{000..001}}.tar"
     here = {"signal_clip": place, "measure_clip": "assets/measure"}
-    config = _config(
-        evaluation=here,
-        data={"source": "webdataset", "shards": [shards, "local.tar"], "held_out_from": [shards]},
-    )
+    config = _config(evaluation=here, data={"source": "webdataset", "shards": [shards]})
     found = with_fetched_inputs(config, tmp_path)
     folder = Path(found.evaluation.signal_clip)
     assert (folder / "config.json").read_bytes() == b"{}"
     assert (folder / "weights/model.safetensors").read_bytes() == b"weights"
     assert found.evaluation.measure_clip == "assets/measure"
-    first, second, local = found.data.shards
-    assert Path(first).name == "000.tar" and Path(second).read_bytes() == b"b" and local == "local.tar"
-    assert found.data.held_out_from == (first, second)  # they are compared by their paths
+    assert found.data.shards == (shards,)  # read one at a time, when they are encoded
     assert found.store == config.store and found.base == config.base
 
 
@@ -97,8 +91,8 @@ def test_a_place_that_is_none_is_refused(
 
 def test_a_file_that_is_replaced_meanwhile_is_refused(put: Put, tmp_path: Path) -> None:
     put("x.tar", b"longer than before")
-    source = fetched._source(StoreConfig(root=f"s3://{BUCKET}/store", attempts=2, timeout_s=5.0), BUCKET)
+    source = s3_source(StoreConfig(root=f"s3://{BUCKET}/store", attempts=2, timeout_s=5.0), BUCKET)
     key = next(item for item in source.listed("", "") if item.key.endswith("/x.tar"))
     with pytest.raises(DataError, match="changed while"):
-        source.copy(fetched._Item("x.tar", key.key, 3, key.etag), tmp_path / "x.tar")
+        source.copy(S3File("x.tar", key.key, 3, key.etag), tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()

@@ -59,3 +59,11 @@ def test_shards_are_counted_and_named_by_one_hash() -> None:
     raw = RawData(files=(RawFile(name="0.tar", sha256="a" * 64, bytes=3 << 20),) * 2)
     found = data_words(stored("run_plan_v1").model_copy(update={"raw_data": raw}))
     assert "2 shards, 6.0 MiB" in found and raw.identity() in found
+
+
+def test_what_was_left_out_is_told() -> None:
+    plan = stored("run_plan_v1")
+    raw = RawData(files=(RawFile(name="0.tar", sha256="a" * 64, bytes=1),))
+    counts = {"examined": 90, "skipped": {"corrupt_image": 1}, "filtered": {"width >= 512": 7}}
+    told = plan.model_copy(update={"raw_data": raw, "data": plan.data.model_copy(update=counts)})
+    assert data_words(told).endswith("left out of 90 pictures: corrupt_image 1, width >= 512 7")

@@ -219,6 +219,28 @@ def test_encryption_is_asked_for_in_every_upload(
     assert asked == [expected] * 3
 
 
+@pytest.mark.parametrize("old", [None, "a"], ids=["absent", "there"])
+def test_a_swap_that_was_overtaken_between_its_look_and_its_write_loses(
+    make_s3: MakeS3, monkeypatch: pytest.MonkeyPatch, old: str | None
+) -> None:
+    slow = make_s3("overtaken", "one")
+    quick = make_s3("overtaken", "two")
+    if old is not None:
+        slow.put_document(f"champion {old}", old)
+    look = slow._read
+
+    def looks_and_is_overtaken(key: str) -> tuple[str, str] | None:
+        found = look(key)
+        monkeypatch.setattr(slow, "_read", look)
+        assert quick.swap_document(key, old, "quick")
+        return found
+
+    assert slow.has_conditional_writes
+    monkeypatch.setattr(slow, "_read", looks_and_is_overtaken)
+    assert not slow.swap_document(f"champion {old}", old, "slow")
+    assert quick.get_document(f"champion {old}") == "quick"
+
+
 def test_a_server_without_conditional_writes_is_told_of(
     make_s3: MakeS3, caplog: pytest.LogCaptureFixture
 ) -> None:
