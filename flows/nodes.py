@@ -129,10 +129,10 @@ def train(flow: Any) -> None:
 
     config, place = read_config(flow), current.parallel
     if place.num_nodes == 1:
-        flow.record = pack(_stage(flow, config))
+        _stage(flow, config)
     elif place.node_index == 0:
         with leading(place.main_ip, flow.port, place.num_nodes) as nodes:
-            flow.record = pack(_stage(flow, config, nodes))
+            _stage(flow, config, nodes)
     else:
         compute = compute_of(config)
         configure_torch(compute)
@@ -141,9 +141,9 @@ def train(flow: Any) -> None:
         follow(place.main_ip, flow.port, place.node_index, place.num_nodes, team=team, device=device)
 
 
-def _stage(flow: Any, config: SnapFusionConfig, nodes: Any = None) -> Any:
+def _stage(flow: Any, config: SnapFusionConfig, nodes: Any = None) -> None:
     records = {name: unpack(record) for name, record in flow.records.items()}
-    return run_stage(STAGES[flow.stage], config, records, nodes=nodes)
+    run_stage(STAGES[flow.stage], config, records, nodes=nodes)
 
 
 def end(flow: Any) -> None:

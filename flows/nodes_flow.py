@@ -55,9 +55,8 @@ class NodesFlow(FlowSpec):
         self.next(self.gather)
 
     @step
-    def gather(self, inputs: Any) -> None:
-        """Metaflow wants a join here."""
-        self.record = inputs[0].record
+    def gather(self, _: Any) -> None:
+        """Metaflow wants a join here; the record is in the cache."""
         self.next(self.end)
 
     @step
