@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaflow import current, metaflow_config
+from metaflow.exception import MetaflowException
 
 from artifacts_schema.base import Record
 from artifacts_schema.config import SnapFusionConfig
@@ -21,17 +22,34 @@ from steps.files.errors import ConfigError, StoreError
 from steps.stages.table import STAGES
 
 
+class NodesRefused(MetaflowException):
+    """Shown by Metaflow without a traceback."""
+
+    headline = "Training over several nodes refused"
+
+
 class OneStage(RemoteCompute):
     """Resources of the step that trains are those of the stage that is named; of the others, the default."""
 
     def tables(self, config: SnapFusionConfig, steps: Any, arguments: Any) -> Mapping[str, Any]:
-        """As `RemoteCompute`. Raises RemoteRefused for a deployment."""
+        """As `RemoteCompute`. Raises RemoteRefused for a deployment, NodesRefused for what cannot be trained so."""
         if {"step-functions", "argo-workflows"} & {*arguments} and "create" in arguments:
             raise RemoteRefused(
                 "this flow is no workflow to deploy (Step Functions have no parallel steps, and a run names its stage): "
                 "start it with `run --with kubernetes` or `run --with batch`"
             )
-        named = dict(zip(arguments, arguments[1:], strict=False)).get("--stage", "default")
+        said = " ".join(arguments).replace("=", " ").split()
+        options = dict(zip(said, said[1:], strict=False))
+        named = options.get("--stage", "default")
+        if (
+            "run" in arguments and "--stage" in options
+        ):  # here, before anything starts, it is one clean message
+            try:
+                check(config, named, int(options.get("--nodes", "2")))
+            except ConfigError as error:
+                raise NodesRefused(str(error)) from None
+            except ValueError:
+                pass  # --nodes is no number, as Metaflow says next
         return {name: resources_of(config, named if name == "train" else "default") for name in steps}
 
 

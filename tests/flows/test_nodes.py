@@ -8,7 +8,7 @@ import pytest
 
 from artifacts_schema.config import parse_config
 from flows import nodes, runtime, stages
-from flows.nodes import OneStage, check, needed
+from flows.nodes import NodesRefused, OneStage, check, needed
 from flows.remote import RemoteRefused
 from steps.files.errors import ConfigError, StoreError
 from tests.flows.launched import ROOT, SMOKE, SmokeRun, report, run
@@ -59,6 +59,8 @@ def test_the_step_that_trains_has_the_resources_of_the_stage_and_nothing_is_depl
     config = parse_config({"resources": {"default": {"cpu": 1}, "student_8": {"gpu": 4}}})
     tables = OneStage.tables(SimpleNamespace(), config, ["start", "train"], ["run", "--stage", "student_8"])  # type: ignore[arg-type]
     assert tables["train"].gpu == 4 and tables["train"].cpu == 1 and tables["start"].gpu is None
+    with pytest.raises(NodesRefused, match="studnet_8 is no stage"):
+        OneStage.tables(SimpleNamespace(), config, ["start", "train"], ["run", "--stage=studnet_8"])  # type: ignore[arg-type]
     with pytest.raises(RemoteRefused, match="Step Functions have no parallel steps"):
         OneStage.tables(SimpleNamespace(), config, ["start"], ["step-functions", "create"])  # type: ignore[arg-type]
 
