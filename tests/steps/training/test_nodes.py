@@ -61,6 +61,7 @@ def run(folder: Path, port: int, processes: int = 1, loss: Regression | None = N
     return found
 
 
+@pytest.mark.long
 def test_two_nodes_train_as_two_processes_do(tmp_path: Path) -> None:
     here = run_here(tmp_path / "here", 2)
     with another_node(1) as (port, node):
