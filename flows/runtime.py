@@ -161,6 +161,7 @@ def _say(name: str, result: CacheResult, price_per_hour: float = 0.0) -> None:
 def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:
     """Run the stage and add where, when and how it ran."""
     from steps.inputs.context import StageContext, configure_torch, quiet_libraries, select_device
+    from steps.latency.shortage import memory_told
     from steps.training.randomness import spawn
 
     quiet_libraries()
@@ -185,7 +186,8 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
     # Before the work: while that lasts, somebody may edit the code.
     origin = {"stage source": source_hash(key.stage), DISTRIBUTION: code_version().text}
     started = time.monotonic()
-    record = work(context)
+    with memory_told(key.stage, config, on_gpu=context.device.type == "cuda"):
+        record = work(context)
     found = provenance(started, device=str(context.device), threads=threads, versions=origin)
     return record.model_copy(update={"provenance": found})
 

@@ -29,6 +29,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "doctor": Command(
             "flows.commands.doctor", "what this machine can run, how long it takes, what is missing"
         ),
+        "plan": Command("flows.commands.plan", "what a run takes on other hardware, stage by stage"),
+        "zero-shot": Command(
+            "flows.commands.zero_shot", "whether training pictures are among those that are measured on"
+        ),
     },
     "look": {
         "runs": Command("flows.commands.runs", "the runs in a store, newest first"),

@@ -1,7 +1,9 @@
-"""Freezes the protocols `validation` and `test`: the included ones, or those of your own captions and pictures.
+"""Freezes the protocols `validation` and `test`: the included ones, MS-COCO's, or those of your own captions and pictures.
 
     python -m steps.evaluation.freeze                          # the embedded data, into docs/protocols/
     python -m steps.evaluation.freeze --source mine.toml --validation-clip DIR --test-clip DIR --image-size 512 --output DIR
+    python -m steps.evaluation.freeze --coco captions_val2014.json --pictures val2014 --captions 30000 --features inception \
+        --inception FILE --validation-clip DIR --test-clip DIR --output DIR
 
 Run it again only when an evaluator was replaced: results on the old protocols cannot be compared with new ones. A source
 of your own (TOML or JSON) has a section for each protocol:
@@ -15,7 +17,7 @@ of your own (TOML or JSON) has a section for each protocol:
     seen = []                           # captions of other categories, and
     novel = []                          # with unknown words: reported apart
 
-Pictures are found beside the source, or below its `folder`.
+Pictures are found beside the source, or below its `folder`. Those of MS-COCO are brought to 256 x 256, and so is what is drawn.
 """
 
 import argparse
@@ -29,8 +31,10 @@ from safetensors.torch import save_file
 from artifacts_schema.base import Provenance
 from artifacts_schema.protocol import ProtocolRecord
 from steps.cache.provenance import package_versions
+from steps.evaluation.coco import PICTURES, Coco, coco_drafts
+from steps.evaluation.coco import SIZE as COCO_SIZE
 from steps.evaluation.features import features_identity, load_features
-from steps.evaluation.freeze_sources import SIZE, Draft, openmoji_drafts, own_drafts
+from steps.evaluation.freeze_sources import SIZE, Draft, Role, openmoji_drafts, own_drafts
 from steps.evaluation.protocol import calibrate, write_protocol
 from steps.evaluation.subject import NOISE_SEED, halves, shuffled
 from steps.files.errors import EvaluationError, SnapFusionError
@@ -99,7 +103,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", type=Path, help="TOML or JSON of your own; none: the embedded data")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--source", type=Path, help="TOML or JSON of your own; none: the embedded data")
+    which.add_argument("--coco", type=Path, help="captions of MS-COCO, such as captions_val2014.json")
+    _add_coco(parser.add_argument_group("of --coco"))
     evaluators = ROOT / "assets/evaluators"
     parser.add_argument("--validation-clip", type=Path, default=evaluators / "openclip_signal")
     parser.add_argument("--test-clip", type=Path, default=evaluators / "openclip_measure")
@@ -108,23 +115,55 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--inception", type=Path, help="the file of --features inception")
     parser.add_argument(
-        "--image-size", type=int, default=SIZE, help="of --source: that of the base's pictures"
+        "--image-size",
+        type=int,
+        help=f"of --source: that of the base's pictures ({SIZE}); of --coco: what is measured ({COCO_SIZE})",
     )
     parser.add_argument("--output", type=Path, default=FROZEN_PROTOCOLS)
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.coco and not found.pictures:
+        parser.error("--coco needs --pictures, the folder of its pictures")
+    if found.coco and found.output == FROZEN_PROTOCOLS:
+        parser.error("--coco needs --output, a folder of its own")
+    if min(found.captions, found.validation_captions) < CALIBRATION:
+        parser.error(f"--captions and --validation-captions must be at least {CALIBRATION}")
+    if bool(found.validation_coco) != bool(found.validation_pictures):
+        parser.error("--validation-coco and --validation-pictures go together")
+    return found
+
+
+def _add_coco(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--pictures", type=Path, help="their folder")
+    group.add_argument("--captions", type=int, default=PICTURES["test"], help="of test; P: 30000, 6000, 5000")
+    group.add_argument("--validation-captions", type=int, default=PICTURES["validation"])
+    group.add_argument("--validation-coco", type=Path, help="other captions for validation; none: the same")
+    group.add_argument("--validation-pictures", type=Path, help="their folder")
+    group.add_argument("--seed", type=int, default=0, help="which pictures and captions")
+
+
+def _drafts(options: argparse.Namespace) -> list[Draft]:
+    if options.source:
+        return own_drafts(options.source, options.image_size or SIZE)
+    if not options.coco:
+        return openmoji_drafts()
+    test = Coco.read(options.coco, options.pictures)
+    other = options.validation_coco
+    validation = Coco.read(other, options.validation_pictures) if other else test
+    counts: dict[Role, int] = {"test": options.captions, "validation": options.validation_captions}
+    return coco_drafts(test, validation, counts, seed=options.seed, size=options.image_size or COCO_SIZE)
 
 
 def main() -> None:
     """Freeze both and write them."""
     options = _arguments()
     try:
-        drafts = own_drafts(options.source, options.image_size) if options.source else openmoji_drafts()
+        drafts = _drafts(options)
         clips = {"validation": options.validation_clip, "test": options.test_clip}
         for draft in drafts:
             protocol = freeze(draft, clips[draft.role], options.features, options.inception)
             path = options.output / f"{draft.role}.json"
             write_protocol(protocol, path)
-            if draft.source == "folder":
+            if draft.source != "openmoji":
                 _pack(draft, path.with_suffix(".safetensors"))
             sys.stdout.write(
                 f"{path}: {len(protocol.captions)} captions, {len(protocol.reference)} reference pictures, "

@@ -54,7 +54,7 @@ class Draft:
 
     role: Role
     subject: str
-    source: Literal["openmoji", "folder"]
+    source: Literal["openmoji", "folder", "coco"]
     image_size: int
     pictures: int
     held_out: Items

@@ -1,7 +1,8 @@
-"""Grids of pictures as PNG bytes."""
+"""Pictures as PNG bytes, in grids and in other sizes."""
 
 import io
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,6 +13,18 @@ def png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """uint8 (n, 3, size, size) of uint8 (n, 3, H, H), by Pillow's Lanczos filter, as real pictures are brought to a size."""
+    if images.shape[-1] == size:
+        return images
+    found = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
+    for number, image in enumerate(images):
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        small = np.array(picture.resize((size, size), Image.Resampling.LANCZOS))
+        found[number] = torch.from_numpy(small).permute(2, 0, 1)
+    return found
 
 
 def grid(images: Tensor, *, columns: int, gap: int = 2) -> Tensor:

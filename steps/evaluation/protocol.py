@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from artifacts_schema.base import json_object
@@ -75,11 +75,7 @@ def pictures_of(protocol: ProtocolRecord, pictures: Sequence[ProtocolPicture], f
     if protocol.source == "openmoji":
         images = draw(names, protocol.image_size)
     else:
-        stored = _stored(folder / f"{protocol.name}.safetensors")
-        missing = [name for name in names if name not in stored]
-        if missing:
-            raise EvaluationError(f"protocol {protocol.name!r} names {missing[0]!r}, which {folder} lacks")
-        images = torch.stack([stored[name] for name in names])
+        images = _stored(folder / f"{protocol.name}.safetensors", names, protocol)
     for item, image in zip(pictures, images, strict=True):
         if pixels_sha256(image) != item.sha256:
             raise EvaluationError(
@@ -89,10 +85,22 @@ def pictures_of(protocol: ProtocolRecord, pictures: Sequence[ProtocolPicture], f
     return images
 
 
-def _stored(path: Path) -> dict[str, Tensor]:
+def _stored(path: Path, names: Sequence[str], protocol: ProtocolRecord) -> Tensor:
     if not path.is_file():
         raise EvaluationError(f"expected the protocol's pictures in {path}, found no such file")
-    return load_file(path)
+    images = torch.empty((len(names), 3, protocol.image_size, protocol.image_size), dtype=torch.uint8)
+    with safe_open(path, framework="pt") as file:
+        known = set(file.keys())
+        for number, name in enumerate(names):
+            if name not in known:
+                raise EvaluationError(f"protocol {protocol.name!r} names {name!r}, which {path.parent} lacks")
+            if (found := file.get_tensor(name)).shape != images.shape[1:]:
+                raise EvaluationError(
+                    f"protocol {protocol.name!r}: the picture {name!r} is not the one that was frozen, but of the shape "
+                    f"{tuple(found.shape)}"
+                )
+            images[number] = found
+    return images
 
 
 def check_evaluator(protocol: ProtocolRecord, evaluator: str, features: str, features_sha256: str) -> None:

@@ -3,6 +3,7 @@
 SnapFusionError
 ├── ConfigError           a configuration key or value is refused
 ├── BaseModelError        the base model's folder is not usable
+├── ShortOfMemoryError    a stage needs more memory than there is; the message names a setting
 ├── DataError             shards, pictures or captions are not usable
 ├── StoreError            the store cannot read, write or verify an object
 │   ├── DamagedError      bytes are not those that were stored; they are never used
@@ -33,6 +34,10 @@ class ConfigError(SnapFusionError):
 
 class BaseModelError(SnapFusionError):
     """The base model's folder is not usable."""
+
+
+class ShortOfMemoryError(SnapFusionError):
+    """A stage needs more memory than there is; the message names a setting that takes less."""
 
 
 class DataError(SnapFusionError):

@@ -1,11 +1,14 @@
 """How long every stage will take and how much memory it wants, before anything expensive runs.
 
-Counted in forward passes of the UNet and of the decoder per latent, times what `steps.latency.unit_costs` measured on this
-machine. A backward pass counts as two forward passes. Start-up, checkpoints and conversion are left out.
+Counted in forward passes of the UNet and of the decoder per latent, and in those with a backward pass, times what
+`steps.latency.unit_costs` measured on this machine, or what another one is taken to reach (`steps.latency.planned`). Where only
+forward passes were measured, a backward pass counts as two of them, and updates as nothing. Start-up, checkpoints and conversion
+are left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.parts import shipped_steps, variants_of
@@ -31,55 +34,61 @@ class StageEstimate:
 def stage_estimates(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
     """One estimate per stage from `costs`, which `steps.latency.unit_costs.measure_unit_costs` returns.
 
-    The evolved UNet is taken to cost the latency budget's share of the base. `start` is told of where `costs` hold the
-    number of `pictures` that it encodes.
+    Other keys that count where they are there: those in bf16; `task_s`, which every task takes
+    before it works; `evolved_factor`. The evolved UNet is taken to cost the latency budget's share of the base, times that
+    factor, as the budget is of a single guided step. `start` is told of where `costs` hold the number of `pictures` that it
+    encodes.
     """
     share = _share(config, costs)
     guided_share = config.step_distillation.cfg_probability
     original = 1.0 if config.step_distillation.gamma > 0 else 0.0
     base_term = 1.0 if config.velocity_finetuning.base_velocity_weight > 0 else 0.0
-    velocity, robust = config.velocity_finetuning.training, config.robust_training.training
     teacher = 2.0 * (1.0 + guided_share)  # two steps, some of them guided
-    student = _TRAINING * (1.0 + guided_share + original)
+    student = 1.0 + guided_share + original
     own = share if config.student_16.teacher == "architecture_evolution" else 1.0
-    evolution = config.architecture_evolution
-    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
-    start = [StageEstimate("start", costs["pictures"] * encoded)] if "pictures" in costs else []
+    distil = partial(_distillation, config=config, costs=costs)
+    train = partial(_training, config=config, costs=costs)
     found = [
-        *start,
-        _training(
-            "velocity_finetuning", velocity, _TRAINING + base_term, costs, 2, more=_checks(velocity, costs)
-        ),
-        _training("robust_training", robust, _TRAINING, costs, 1, more=_checks(robust, costs)),
-        _training(
-            "architecture_evolution", evolution.training, _TRAINING, costs, 1, more=_probes(config, costs)
-        ),
-        _distillation("teacher_16", config, teacher + student, costs, teacher=1.0, student=1.0),
-        _distillation(
-            "student_16",
-            config,
-            2.0 * own + share * _TRAINING * (1 + original),
-            costs,
-            teacher=own,
-            student=share,
-        ),
-        _distillation("student_8", config, teacher + share * student, costs, teacher=1.0, student=share),
+        *_start(costs),
+        train("velocity_finetuning", passes=base_term, models=2, checks=True),
+        train("robust_training", checks=True),
+        _evolution(config, costs, share),
+        distil("teacher_16", passes=teacher, trained=student, teacher=1.0, student=1.0),
+        distil("student_16", passes=2.0 * own, trained=share * (1 + original), teacher=own, student=share),
+        distil("student_8", passes=teacher, trained=share * student, teacher=1.0, student=share),
         *(
-            _distillation(name, config, share * (teacher + student), costs, teacher=share, student=share)
+            distil(name, passes=share * teacher, trained=share * student, teacher=share, student=share)
             for name in ("student_4", "student_2")
             if getattr(config, name) is not None
         ),
         _decoder(config, costs),
-        StageEstimate("evaluation", _evaluation(config, costs)),
+        *_evaluation(config, costs),
     ]
     return [item for item in found if item.stage not in config.run.skip]
+
+
+def _start(costs: Mapping[str, float]) -> list[StageEstimate]:
+    """Encoding; it loads the base and two evaluators, and measures."""
+    if "pictures" not in costs:
+        return []
+    encoded = costs.get("encoder_forward_s", 0.0) + costs.get("text_encoder_forward_s", 0.0)
+    return [StageEstimate("start", costs["pictures"] * encoded + 2 * costs.get("task_s", 0.0))]
+
+
+def _evolution(config: SnapFusionConfig, costs: Mapping[str, float], share: float) -> StageEstimate:
+    """A UNet on the way from the base to its `share`; one that is given is trained and not probed."""
+    if config.architecture_evolution.architecture is not None:
+        return _training("architecture_evolution", config=config, costs=costs, checks=True)
+    half_way = (1.0 + share) / 2
+    probes = half_way * _probes(config, costs)
+    return _training("architecture_evolution", config=config, costs=costs, trained=half_way, more=probes)
 
 
 def _share(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
     """What the evolved UNet is taken to cost, of the base's; one that is given is known only when it is built."""
     if "architecture_evolution" in config.run.skip or config.architecture_evolution.architecture is not None:
         return 1.0
-    return config.architecture_evolution.latency_budget
+    return config.architecture_evolution.latency_budget * costs.get("evolved_factor", 1.0)
 
 
 def format_estimates(
@@ -105,36 +114,52 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def pass_seconds(training: TrainingConfig, costs: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds of a sample's pass through the base's UNet: forward alone, and with its backward pass."""
+    half = training.precision == "bf16"
+    forward = costs["unet_forward_s"]
+    forward = costs.get("unet_forward_bf16_s", forward) if half else forward
+    both = costs.get("unet_training_bf16_s" if half else "unet_training_s", _TRAINING * forward)
+    return forward, both + (forward if training.gradient_checkpointing else 0.0)
+
+
 def _training(
     stage: str,
-    training: TrainingConfig,
-    forwards: float,
-    costs: Mapping[str, float],
-    models: int,
     *,
+    config: SnapFusionConfig,
+    costs: Mapping[str, float],
+    passes: float = 0.0,
+    trained: float = 1.0,
+    models: int = 1,
     batches: int = 1,
+    checks: bool = False,
     more: float = 0.0,
 ) -> StageEstimate:
-    """A UNet training: `forwards` per image, `models` UNets in memory, `batches` of activations at once."""
-    images = training.iterations * training.batch_size * training.accumulation
+    """A UNet training: of every image `passes` forward and `trained` with a backward pass; `models` UNets in memory,
+    `batches` of activations at once; `checks` of v on held-out samples, and `more` seconds.
+    """
+    training: TrainingConfig = getattr(config, stage).training
+    forward, both = pass_seconds(training, costs)
+    images = training.iterations * training.batch_size * training.accumulation / config.compute.processes
+    seconds = images * (passes * forward + trained * both) + training.iterations * costs.get(
+        "unet_update_s", 0.0
+    )
+    if checks:
+        seconds += (training.held_out_checks + 1) * _HELD_OUT * forward
     half = 0.5 if training.precision == "bf16" else 1.0
     copies = _STATE_COPIES + models - 1
     memory = _FLOAT * copies * costs["unet_parameters"]
     memory += half * batches * training.batch_size * costs["unet_activation_bytes"]
-    return StageEstimate(stage, images * forwards * costs["unet_forward_s"] + more, memory)
-
-
-def _checks(training: TrainingConfig, costs: Mapping[str, float]) -> float:
-    """Seconds of the held-out checks of v."""
-    return (training.held_out_checks + 1) * _HELD_OUT * costs["unet_forward_s"]
+    return StageEstimate(stage, seconds + more + costs.get("task_s", 0.0), memory)
 
 
 def _distillation(
     stage: str,
-    config: SnapFusionConfig,
-    forwards: float,
-    costs: Mapping[str, float],
     *,
+    config: SnapFusionConfig,
+    costs: Mapping[str, float],
+    passes: float,
+    trained: float,
     teacher: float,
     student: float,
 ) -> StageEstimate:
@@ -147,34 +172,60 @@ def _distillation(
     )
     drawn = 2.0 * steps * teacher + (training.held_out_checks + 1) * steps * student
     checks = section.validation_captions * drawn * _GUIDED * costs["unet_forward_s"]
-    return _training(stage, training, forwards, costs, 2, batches=2, more=checks)
+    return _training(
+        stage, config=config, costs=costs, passes=passes, trained=trained, models=2, batches=2, more=checks
+    )
 
 
 def _probes(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
-    """Seconds of drawing the probe captions: a batch for every unit in every round, the rest for twice a round's actions."""
+    """Seconds of drawing the probe captions with the base: in every round a batch for every unit that is left, and for a
+    round's actions the rest, which only those get on which the choice hangs.
+    """
     evolution = config.architecture_evolution
-    if evolution.architecture is not None:
-        return _checks(evolution.training, costs)  # nothing is probed
     batch = min(evolution.captions_per_batch, evolution.most_captions)
-    more = (evolution.most_captions - batch) * (2 * evolution.actions_per_round + 1)
-    pictures = evolution.rounds * ((costs["units"] + 1) * batch + more)
+    more = (evolution.most_captions - batch) * (evolution.actions_per_round + 1)
+    units = sum(
+        max(0.0, costs["units"] - before * evolution.actions_per_round) + 1
+        for before in range(evolution.rounds)
+    )
+    pictures = units * batch + evolution.rounds * more
     return pictures * (evolution.probe_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"])
 
 
 def _decoder(config: SnapFusionConfig, costs: Mapping[str, float]) -> StageEstimate:
     section = config.decoder_distillation
     training = section.training
-    images = training.iterations * training.batch_size * training.accumulation
+    images = training.iterations * training.batch_size * training.accumulation / config.compute.processes
     pool = section.pool_size * (
         section.ddim_steps * _GUIDED * costs["unet_forward_s"] + costs["decoder_forward_s"]
     )
-    seconds = pool + images * _TRAINING * _SMALL_DECODER * costs["decoder_forward_s"]
+    forward = costs["decoder_forward_s"]
+    both = costs.get("small_decoder_training_s", _TRAINING * _SMALL_DECODER * forward)
+    if training.precision == "bf16" and "decoder_forward_bf16_s" in costs:
+        forward = costs["decoder_forward_bf16_s"]
+        both = _TRAINING * _SMALL_DECODER * forward
+    both += _SMALL_DECODER * forward if training.gradient_checkpointing else 0.0
     memory = _FLOAT * _STATE_COPIES * costs["decoder_parameters"] + _FLOAT * costs["unet_parameters"]
     memory += training.batch_size * 0.5 * costs["decoder_activation_bytes"]  # half the channels
-    return StageEstimate("decoder_distillation", seconds, memory)
+    return StageEstimate("decoder_distillation", pool + images * both + costs.get("task_s", 0.0), memory)
 
 
-def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
+def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> list[StageEstimate]:
+    """The choice of a scale, where there is one, on every variant; then every variant at its own."""
+    section = config.evaluation
+    scales = len(section.guidance_scales)
+    a_picture = _variants(config, costs)
+    tasks = costs.get("task_s", 0.0) * len(variants_of(section.variants, config.run.skip))
+    drawn = (section.pictures + 2 * section.apart_pictures) * a_picture
+    found = [StageEstimate("evaluation", drawn + tasks)]
+    if scales > 1:
+        chosen = scales * section.validation_pictures * a_picture
+        found.insert(0, StageEstimate("guidance_selection", chosen + tasks))
+    return found
+
+
+def _variants(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
+    """Seconds of one picture of every variant."""
     section, steps = config.evaluation, config.step_distillation
     share, variants = _share(config, costs), variants_of(section.variants, config.run.skip)
     last = share * shipped_steps(
@@ -199,4 +250,4 @@ def _evaluation(config: SnapFusionConfig, costs: Mapping[str, float]) -> float:
     }
     per_picture = sum(calls.get(name, 0.0) * _GUIDED for name in variants) * costs["unet_forward_s"]
     per_picture += len(variants) * costs["decoder_forward_s"]
-    return section.pictures * len(section.guidance_scales) * per_picture
+    return per_picture

@@ -62,7 +62,10 @@ def needed(stage: str, config: SnapFusionConfig, shapes: Shapes, training: Train
         frozen = _FROZEN.get(stage, 0) * (_FLOAT // 2 if training.precision == "bf16" else _FLOAT)
     weights = _FLOAT * step.parameters
     state = weights * (1 + _MOMENTS + (0 if training.ema_on_host else 1)) + frozen * unet.parameters
-    return RESERVE * (state + step.of(training.batch_size * passes(stage, config)))
+    own = -(
+        -training.batch_size // config.compute.processes
+    )  # of each of the processes that share a training
+    return RESERVE * (state + step.of(own * passes(stage, config)))
 
 
 # Further UNets beside the one that is trained: the eps base, the teacher. See steps.training.placement.frozen.
@@ -86,6 +89,8 @@ def check_fits(config: SnapFusionConfig, shapes: Shapes, available: float, *, wh
     """
     found = needs(config, shapes)
     lines = []
+    if where != "the GPU":  # each process has a GPU of its own; a computer's memory they share
+        available /= config.compute.processes
     for need in found:
         if need.bytes <= available:
             continue
@@ -101,20 +106,34 @@ def check_fits(config: SnapFusionConfig, shapes: Shapes, available: float, *, wh
 def propose(stage: str, config: SnapFusionConfig, shapes: Shapes, available: float, *, on_gpu: bool) -> str:
     """The first settings that fit, those that cost the least time first; in words."""
     before = training_of(config, stage)
-    for after in _cheaper(before, on_gpu=on_gpu):
+    for after in _cheaper(before, config.compute.processes, on_gpu=on_gpu):
         size = needed(stage, config, shapes, after)
         if size <= available:
-            changed = ", ".join(
-                f"{stage}.training.{name} = {str(value).lower()}"
-                for name, value in after.model_dump().items()
-                if value != getattr(before, name)
-            )
-            return f"set {changed} ({size / _GIB:.1f} GiB)"
+            return f"set {_changes(stage, before, after)} ({size / _GIB:.1f} GiB)"
     return "no setting of this training fits, not even one sample at a time; use a larger machine"
 
 
-def _cheaper(training: TrainingConfig, *, on_gpu: bool) -> Iterator[TrainingConfig]:
-    """The same training with less memory: recomputation and the host's memory first, then smaller micro-batches."""
+def with_less(stage: str, config: SnapFusionConfig, *, on_gpu: bool) -> str:
+    """What to set next for a training that ran out of memory, whatever it was told to need; "" where nothing is left."""
+    before = training_of(config, stage)
+    after = next(
+        (item for item in _cheaper(before, config.compute.processes, on_gpu=on_gpu) if item != before), None
+    )
+    return _changes(stage, before, after) if after is not None else ""
+
+
+def _changes(stage: str, before: TrainingConfig, after: TrainingConfig) -> str:
+    return ", ".join(
+        f"{stage}.training.{name} = {str(value).lower()}"
+        for name, value in after.model_dump().items()
+        if value != getattr(before, name)
+    )
+
+
+def _cheaper(training: TrainingConfig, processes: int, *, on_gpu: bool) -> Iterator[TrainingConfig]:
+    """The same training with less memory: recomputation and the host's memory first, then smaller micro-batches, which the
+    `processes` can share.
+    """
     steps: list[Callable[[TrainingConfig], dict[str, Any]]] = [
         lambda _: {},
         lambda _: {"gradient_checkpointing": True},
@@ -127,4 +146,5 @@ def _cheaper(training: TrainingConfig, *, on_gpu: bool) -> Iterator[TrainingConf
             yield training.model_copy(
                 update={**change(training), "batch_size": size, "accumulation": total // size}
             )
-        size = next((smaller for smaller in range(size - 1, 0, -1) if total % smaller == 0), 0)
+        divisors = (smaller for smaller in range(size - 1, 0, -1) if total % smaller == 0)
+        size = next((smaller for smaller in divisors if smaller % processes == 0), 0)

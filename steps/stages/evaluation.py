@@ -53,7 +53,7 @@ def run_bundle(
     def draw(bench: Bench, count: int) -> Tensor:
         noise, parts = bench.noise(count), []
         for index, caption in enumerate(bench.drawn(count)):
-            parts.append(bundle.draw(caption, noise[index : index + 1]).pixels)
+            parts.append(bench.sized(bundle.draw(caption, noise[index : index + 1]).pixels))
             context.progress.update(index + 1)
         return torch.cat(parts)
 

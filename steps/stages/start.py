@@ -128,11 +128,13 @@ def _check_protocols(
         check_evaluator(
             protocol, evaluator.identity() if evaluator else "", features, features_identity(features)
         )
-        if protocol.image_size != image_size:
+        apart = config.evaluation.apart_pictures
+        if apart and split == config.evaluation.split and not (protocol.seen and protocol.novel):
             raise ConfigError(
-                f"evaluation.protocols: {split} is of pictures of {protocol.image_size} pixels a side, the base draws "
-                f"{image_size}; freeze protocols of that size, or set it to 'splits'"
+                f"evaluation.apart_pictures is {apart}, but the protocol {split} has no captions to report apart; set it to 0"
             )
+        if why := protocol.why_not_drawn_at(image_size):
+            raise ConfigError(f"evaluation.protocols: {why}, or set it to 'splits'")
 
 
 def _tell(config: SnapFusionConfig, context: StageContext, costs: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ from artifacts_schema.plan import RunPlan
 from artifacts_schema.training import TrainingRecord
 from flows import stages
 from flows.runtime import run_stage
-from steps.files.errors import ConfigError
+from steps.files.errors import ConfigError, ShortOfMemoryError
 from steps.models.stored import save_model
 from steps.stages import robust_training
 from steps.stages.table import STAGES
@@ -188,3 +188,14 @@ def test_a_run_whose_start_is_cached_is_checked_all_the_same(task: Any, tmp_path
     )
     assert "start: cache hit" in second.stdout
     assert second.stdout.splitlines()[-1] == "False"
+
+
+def test_memory_that_runs_out_is_told_with_the_setting_to_change(task: Any, tmp_path: Path) -> None:
+    def too_large(context: Any, _: Any) -> TrainingRecord:
+        torch.empty(1 << 50, dtype=torch.uint8)
+        raise AssertionError("so much memory")
+
+    with pytest.raises(
+        ShortOfMemoryError, match=r"set robust_training\.training\.gradient_checkpointing = true"
+    ):
+        robust(config(tmp_path), too_large)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cleanfid import fid as cleanfid
 
+from steps.evaluation import distances
 from steps.evaluation.distances import Estimate, clustered_mean, frechet_distance, kernel_distance
 from steps.files.errors import EvaluationError
 
@@ -129,3 +130,12 @@ def test_too_few_groups_are_an_error() -> None:
         kernel_distance(features(6), features(6), groups=list("aabbcc"), real_groups=list("aaabbb"))
     with pytest.raises(EvaluationError, match="at least 2 groups .* found 1"):
         clustered_mean([1.0, 2.0], ["a", "a"]).interval()
+
+
+def test_distances_of_many_pictures_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, groups = features(50), features(40, 0.2), [str(i // 3) for i in range(50)]
+    whole = kernel_distance(a, b, groups=groups, real_groups=groups[:40])
+    monkeypatch.setattr(distances, "_TOGETHER", 7)
+    blocks = kernel_distance(a, b, groups=groups, real_groups=groups[:40])
+    assert blocks.value == pytest.approx(whole.value)
+    assert blocks.without == pytest.approx(whole.without)

@@ -23,6 +23,11 @@ COSTS = {
 }
 
 
+OTHERS = (
+    "velocity_finetuning", "architecture_evolution", "teacher_16", "student_16", "student_8", "decoder_distillation",
+)  # fmt: skip
+
+
 def seconds(stage: str, config: SnapFusionConfig | None = None) -> float:
     found = {e.stage: e for e in stage_estimates(config or SnapFusionConfig(), COSTS)}
     return found[stage].seconds
@@ -68,18 +73,42 @@ def test_accumulation_counts_and_precision_halves_activations_only() -> None:
     assert memory[0] - memory[1] == pytest.approx(0.5 * 4 * 1e6)
 
 
-def test_evaluation_counts_both_branches_of_every_step() -> None:
-    config = parse_config(
-        {
-            "evaluation": {
-                "variants": ["base_50"],
-                "pictures": 5,
-                "guidance_scales": [2.0, 3.0],
-                "base_steps": 50,
-            }
-        }
-    )
-    assert seconds("evaluation", config) == pytest.approx(5 * 2 * (50 * 2 * 0.01 + 0.02))
+def test_evaluation_counts_both_branches_of_every_step_and_the_choice_of_a_scale() -> None:
+    section = {
+        "variants": ["base_50"],
+        "pictures": 5,
+        "validation_pictures": 3,
+        "guidance_scales": [2.0, 3.0],
+        "base_steps": 50,
+    }
+    picture = 50 * 2 * 0.01 + 0.02
+    assert seconds("evaluation", parse_config({"evaluation": section})) == pytest.approx(5 * picture)
+    assert seconds("guidance_selection", parse_config({"evaluation": section})) == pytest.approx(6 * picture)
+    one = parse_config({"evaluation": section | {"guidance_scales": [2.0]}})
+    assert "guidance_selection" not in {item.stage for item in stage_estimates(one, COSTS)}
+
+
+def test_what_was_measured_of_backward_passes_and_updates_counts() -> None:
+    measured = COSTS | {"unet_training_s": 0.05, "unet_update_s": 2.0, "unet_forward_bf16_s": 0.002}
+
+    def told(**training: object) -> float:
+        shared = {"iterations": 10, "batch_size": 4, **training}
+        config = parse_config({"robust_training": {"training": shared}})
+        return next(e.seconds for e in stage_estimates(config, measured) if e.stage == "robust_training")
+
+    assert told() == pytest.approx(40 * 0.05 + 10 * 2.0 + CHECKS)
+    assert told(gradient_checkpointing=True) - told() == pytest.approx(40 * 0.01)
+    assert told(precision="bf16") == pytest.approx(40 * 3 * 0.002 + 20.0 + 3 * 128 * 0.002)
+
+
+def test_processes_share_a_training() -> None:
+    def told(processes: int) -> float:
+        training = {"iterations": 10, "batch_size": 4, "held_out_checks": 1}
+        config = {"compute": {"processes": processes}, "robust_training": {"training": training}}
+        everything = parse_config(config | {name: {"training": {"batch_size": 4}} for name in OTHERS})
+        return seconds("robust_training", everything)
+
+    assert told(1) - told(2) == pytest.approx(20 * 3 * 0.01)
 
 
 def test_cost_needs_a_price() -> None:
@@ -101,7 +130,11 @@ def test_every_stage_has_the_price_of_its_machine() -> None:
 def test_unit_costs_of_a_real_model(tmp_path: Path) -> None:
     base = load_base(write_micro_base(tmp_path / "base", seed=0))
     costs = measure_unit_costs(base, torch.device("cpu"))
-    assert set(costs) == {*COSTS, "encoder_forward_s", "text_encoder_forward_s"}
+    assert set(costs) == {
+        *COSTS, "encoder_forward_s", "text_encoder_forward_s", "unet_training_s", "unet_update_s", "small_decoder_training_s",
+    }  # fmt: skip
+    halves = {"unet_forward_bf16_s", "unet_training_bf16_s", "decoder_forward_bf16_s"}
+    assert set(measure_unit_costs(base, torch.device("cpu"), half=True)) == {*costs, *halves}
     assert costs["unet_parameters"] == sum(p.numel() for p in base.unet.parameters())
     assert min(costs.values()) > 0
     assert not any(p.requires_grad for p in base.unet.parameters())

@@ -134,6 +134,23 @@ def test_what_is_proposed_fits_and_trains_on_as_many_samples() -> None:
     assert "ema_on_host" not in propose("teacher_16", large, SHAPES, 30 * GIB, on_gpu=False)
 
 
+@pytest.mark.usefixtures("sd15")
+def test_processes_share_a_batch_and_what_is_proposed_they_can_share() -> None:
+    values = load_config_file(CONFIGS / "sd15_1gpu.toml").model_dump(mode="json")
+    four = parse_config(values | {"compute": values["compute"] | {"processes": 4}})
+    one = load_config_file(CONFIGS / "sd15_1gpu.toml")
+    quarter = one.teacher_16.training.model_copy(
+        update={"batch_size": one.teacher_16.training.batch_size // 4}
+    )
+    assert needed("teacher_16", four, SHAPES, four.teacher_16.training) == needed(
+        "teacher_16", one, SHAPES, quarter
+    )
+    advice = propose("robust_training", four, SHAPES, 20 * GIB, on_gpu=True)
+    assert "gradient_checkpointing = true" in advice
+    sizes = [int(part.split("batch_size = ")[1].split(",")[0]) for part in [advice] if "batch_size" in part]
+    assert all(size % 4 == 0 for size in sizes)
+
+
 def test_stages_that_are_skipped_need_nothing(sd15: None) -> None:
     found = needs(parse_config({"run": {"skip": ["decoder_distillation"]}}), SHAPES)
     assert "decoder_distillation" not in {need.stage for need in found}
