@@ -31,7 +31,7 @@ from steps.models.base import BaseModel, load_base
 from steps.pretraining.micro import write_micro_base
 from steps.stages import latency_profile
 from steps.store.local import LocalStore
-from steps.unet.architecture import list_units, remove_unit
+from steps.unet.architecture import remove_unit
 from steps.unet.blocks import full_spec
 from steps.unet.conversion import build
 from steps.unet.evolved import EvolvedUNet
@@ -99,10 +99,10 @@ def largest_removed(table: LatencyTable, unet_config: Any, fraction: float) -> A
     budget = Budget.of(table, unet_config, fraction)
     spec = full_spec(unet_config, name=f"largest-removed-{fraction:g}")
     while not budget.is_met(spec):
-        units = list_units(spec, unet_config)
-        if not units:
+        removals = budget.removals(spec)
+        if not removals:
             raise SystemExit(f"no removal reaches {fraction:g}; the least is {budget.predict(spec)}")
-        spec = remove_unit(spec, unet_config, max(units, key=lambda unit: budget.saving(spec, unit)).id)
+        spec = remove_unit(spec, unet_config, max(removals, key=lambda change: change.saves).target)
     return spec
 
 

@@ -3,44 +3,20 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from artifacts_schema.references import WeightsRef
 from benchmarks.published import ROOT
+from benchmarks.sd15_networks import MICRO_TEXT, TEXT, decoder_config, new_unet, unet_config
 from steps.export.samples import Pictures
 from steps.models.base import BaseModel
 from steps.models.stored import save_model
 from steps.store import LocalStore
 from steps.training.randomness import keyed_normal, spawn
-from steps.unet.architecture import named_spec, to_payload
-from steps.unet.blocks import SD15_UNET_CONFIG
-from steps.unet.evolved import EvolvedUNet
 from steps.unet.small_decoder import SmallDecoder
-
-_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-    "eos_token_id": 2,
-}
-_MICRO_TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "projection_dim": 32,
-}
-_VAE_WIDTHS = (128, 256, 512, 512)
 
 
 def write_random_base(folder: Path, *, architectures: Sequence[str], micro: bool, seed: int) -> None:
@@ -52,19 +28,19 @@ def write_random_base(folder: Path, *, architectures: Sequence[str], micro: bool
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
     ).save_pretrained(base / "scheduler")
     torch.manual_seed(spawn(seed, "text_encoder"))
-    CLIPTextModel(CLIPTextConfig(**(_TEXT | (_MICRO_TEXT if micro else {})))).save_pretrained(
+    CLIPTextModel(CLIPTextConfig(**(TEXT | (MICRO_TEXT if micro else {})))).save_pretrained(
         base / "text_encoder"
     )
     torch.manual_seed(spawn(seed, "vae"))
-    vae = AutoencoderKL(**_vae_config(micro))
+    vae = AutoencoderKL(**decoder_config(micro=micro))
     vae.save_pretrained(base / "vae")
     small = SmallDecoder.cut_from(vae, width_fraction=0.5)
     _keep(folder, "small_decoder", save_model(store, small, schema="snapfusion.SmallDecoder"))
     del vae, small
-    geometry = _unet_config(micro)
+    geometry = unet_config(micro=micro)
     for architecture in architectures:
         torch.manual_seed(spawn(seed, "unet"))
-        unet, schema = _unet(architecture, geometry)
+        unet, schema = new_unet(architecture, geometry)
         _keep(folder, architecture, save_model(store, unet, schema=schema))
         del unet
     # Every base folder has a UNet; what is exported is another one, so that this one's weights are never read.
@@ -87,36 +63,3 @@ def random_pictures(base: BaseModel, *, seed: int) -> Pictures:
 
 def _keep(folder: Path, name: str, ref: WeightsRef) -> None:
     (folder / f"{name}.json").write_text(ref.model_dump_json())
-
-
-def _unet(architecture: str, geometry: dict[str, Any]) -> tuple[nn.Module, str]:
-    if architecture == "base":
-        return UNet2DConditionModel(**geometry), "diffusers.UNet2DConditionModel"
-    payload = to_payload(named_spec(architecture, geometry))
-    return EvolvedUNet(**geometry, architecture=payload), "snapfusion.EvolvedUNet"
-
-
-def _unet_config(micro: bool) -> dict[str, Any]:
-    if not micro:
-        return dict(SD15_UNET_CONFIG)
-    changes = {
-        "sample_size": 8,
-        "block_out_channels": (8, 16, 16, 16),
-        "norm_num_groups": 4,
-        "cross_attention_dim": 32,
-        "attention_head_dim": 2,
-    }
-    return SD15_UNET_CONFIG | changes
-
-
-def _vae_config(micro: bool) -> dict[str, Any]:
-    return {
-        "block_out_channels": (8, 8, 16, 16) if micro else _VAE_WIDTHS,
-        "norm_num_groups": 4 if micro else 32,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "sample_size": 64 if micro else 512,
-        "scaling_factor": 0.18215,
-    }

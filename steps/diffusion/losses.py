@@ -26,6 +26,7 @@ from steps.diffusion.prediction import UNetInput, predict, predict_guided, predi
 from steps.diffusion.schedule import NoiseSchedule
 from steps.training.batch import Batch
 from steps.training.group import mean_over_ranks
+from steps.training.placement import sent
 from steps.training.randomness import Samples, coin, keyed_integers, keyed_normal, keyed_uniform
 
 SPLIT: SplitName = "train"
@@ -94,11 +95,11 @@ class Sampling:
     def example(self, batch: Batch, *, name: str, t: Tensor, drop_captions: bool) -> Example:
         """Latents of the batch at timesteps t (n,), with the noise of stream `name`."""
         indices, seed, iteration = batch.indices, batch.seed, batch.iteration
-        x = self.data.latents(self.split, indices, seed=seed, iteration=iteration).to(self.device)
+        x = sent(self.data.latents(self.split, indices, seed=seed, iteration=iteration), self.device)
         noise = keyed_normal(
             tuple(x.shape[1:]), seed=seed, name=f"{name}.noise", iteration=iteration, indices=indices
         )
-        eps, t = noise.to(self.device), t.to(self.device)
+        eps, t = sent(noise, self.device), sent(t, self.device)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         z = noisy(x=x, eps=eps, alpha=alpha, sigma=sigma)
         embeddings = self.data.training_embeddings(
@@ -108,7 +109,7 @@ class Sampling:
             iteration=iteration,
             drop_probability=self.caption_dropout if drop_captions else 0.0,
         )
-        return Example(x, eps, UNetInput(z, t, embeddings.to(self.device)), alpha, sigma)
+        return Example(x, eps, UNetInput(z, t, sent(embeddings, self.device)), alpha, sigma)
 
     def any_timestep(self, batch: Batch, *, name: str) -> Example:
         """An example with t uniform over all training timesteps and captions dropped, as L_ori wants it."""
@@ -125,7 +126,7 @@ class Sampling:
     @property
     def empty_embedding(self) -> Tensor:
         """Text embedding of the empty caption, (1, tokens, width), on the device."""
-        return self.data.empty_embedding.to(self.device)
+        return sent(self.data.empty_embedding, self.device)
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,14 @@ class VelocityLoss:
         return {"loss": original + self.base_weight * base, "original": original, "base": base}
 
     def _distance_to_base(self, v_hat: Tensor, example: Example) -> Tensor:
-        trusted = example.alpha >= self.min_alpha
-        # Where the base is not trusted any finite divisor will do: the term is masked.
-        alpha = torch.where(trusted, example.alpha, torch.ones_like(example.alpha))
+        rows = (example.alpha >= self.min_alpha).flatten().nonzero().flatten()
+        if not len(rows):
+            return v_hat.new_zeros(())
+        item = example.item.at(rows)  # the others would be computed for nothing
         with torch.no_grad():
-            eps = predict(self.base, example.item)
-            target = v_from_eps(z=example.item.z, eps=eps, alpha=alpha, sigma=example.sigma)
-        distance = _mean_square(v_hat - target)
-        return torch.where(trusted.flatten(), distance, torch.zeros_like(distance)).mean()
+            eps = predict(self.base, item)
+            target = v_from_eps(z=item.z, eps=eps, alpha=example.alpha[rows], sigma=example.sigma[rows])
+        return _mean_square(v_hat[rows] - target).sum() / len(v_hat)
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class DistillationLoss:
             iteration=batch.iteration,
             indices=batch.indices,
         )
-        return w.reshape(-1, 1, 1, 1).to(self.sampling.device)
+        return sent(w.reshape(-1, 1, 1, 1), self.sampling.device)
 
 
 def guidance_power(w: Tensor) -> Tensor:

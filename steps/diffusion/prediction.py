@@ -17,6 +17,10 @@ class UNetInput:
     t: Tensor
     embeddings: Tensor
 
+    def at(self, rows: Tensor) -> "UNetInput":
+        """Some of the samples, `rows` (m,)."""
+        return UNetInput(self.z[rows], self.t[rows], self.embeddings[rows])
+
     def with_embeddings(self, embeddings: Tensor) -> "UNetInput":
         """The same latents and timesteps under other captions; (1, tokens, width) goes to all samples."""
         return UNetInput(self.z, self.t, embeddings.expand(len(self.z), -1, -1))

@@ -12,6 +12,7 @@ from steps.files.errors import ConfigError, StoreError
 from steps.files.progress import NullProgress, Progress
 from steps.store.base import Mirror, Store
 from steps.training.checkpoint_folder import CheckpointFolder
+from steps.training.placement import set_deterministic
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def configure_torch(compute: ComputeConfig) -> int:
     if compute.deterministic:
         # cuBLAS needs this before its first call, else deterministic mode refuses to multiply matrices.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=False)
+        set_deterministic(True)
     return threads
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from artifacts_schema.base import content_hash
 from artifacts_schema.references import ObjectRef
 from steps.diffusion.losses import SPLIT, LatentData
-from steps.diffusion.sampler import sample_latents
+from steps.diffusion.sampler import DECODED_AT_ONCE, Precision, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.errors import DamagedError
 from steps.inputs.context import StageContext
@@ -33,16 +33,16 @@ from steps.training.randomness import epoch_indices, keyed_normal
 
 logger = logging.getLogger(__name__)
 CHUNK = 32
-DECODED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How the pool is made: number of latents, DDIM steps and guidance scale."""
+    """How the pool is made: number of latents, DDIM steps, guidance scale, and the precision that its latents are drawn in."""
 
     size: int
     ddim_steps: int
     guidance_scale: float
+    precision: Precision = "fp32"
 
 
 class LatentPool:
@@ -121,6 +121,7 @@ def _document(
         "base": base_identity,
         "ddim_steps": settings.ddim_steps,
         "guidance_scale": settings.guidance_scale,
+        "precision": settings.precision,
         "version": context.version,
         "run": context.own_run,
         "seed": context.seed,
@@ -163,6 +164,7 @@ def _generate(
         guidance_scale=settings.guidance_scale,
         prediction_type=base.prediction_type,
         batch_size=CHUNK,
+        precision=settings.precision,
     )
 
 

@@ -56,20 +56,19 @@ def needed(stage: str, config: SnapFusionConfig, shapes: Shapes, training: Train
             precision=training.precision,
             recompute=training.gradient_checkpointing,
         )
-        frozen = 1  # the base's UNet has drawn the latents
+        frozen = _FLOAT  # the base's UNet has drawn the latents
     else:
-        step, frozen = unet, _FROZEN.get(stage, 0)
+        step = unet
+        frozen = _FROZEN.get(stage, 0) * (_FLOAT // 2 if training.precision == "bf16" else _FLOAT)
     weights = _FLOAT * step.parameters
-    state = weights * (1 + _MOMENTS + (0 if training.ema_on_host else 1)) + frozen * _FLOAT * unet.parameters
-    # The optimizer works on all parameters at once on a GPU: gradients and as much again.
+    state = weights * (1 + _MOMENTS + (0 if training.ema_on_host else 1)) + frozen * unet.parameters
     own = -(
         -training.batch_size // config.compute.processes
     )  # of each of the processes that share a training
-    at_peak = max(step.of(own * passes(stage, config)), 2.0 * weights)
-    return RESERVE * (state + at_peak)
+    return RESERVE * (state + step.of(own * passes(stage, config)))
 
 
-# Further UNets beside the one that is trained: the eps base, the teacher.
+# Further UNets beside the one that is trained: the eps base, the teacher. See steps.training.placement.frozen.
 _FROZEN = {"velocity_finetuning": 1, "teacher_16": 1, "student_16": 1, "student_8": 1}
 
 

@@ -25,6 +25,7 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import save_model
 from steps.training.batch import Batch
 from steps.training.loop import train
+from steps.training.placement import sent
 from steps.training.selection import held_out_loss
 from steps.unet.small_decoder import SmallDecoder, with_decoder
 
@@ -48,14 +49,16 @@ def distil_decoder(
 
     `psnr_db` is measured on held-out synthetic latents, `psnr_real_db` on latents of validation pictures.
     """
-    settings = PoolSettings(config.pool_size, config.ddim_steps, config.guidance_scale)
+    settings = PoolSettings(
+        config.pool_size, config.ddim_steps, config.guidance_scale, config.training.precision
+    )
     pool = build_pool(base, data, settings, context)
     small = first_decoder(base, config, context.seed).to(context.device)
     held_out = min(_HELD_OUT_MOST, max(1, len(pool) // _HELD_OUT_SHARE))
     training = len(pool) - held_out
     measure = pool.rows(torch.arange(training, len(pool)))
     start_psnr = psnr_db(small, *measure)
-    loss = _PictureLoss(pool, context.device)
+    loss = PictureLoss(pool, context.device)
     outcome = train(
         small,
         loss,
@@ -107,7 +110,7 @@ def first_decoder(base: BaseModel, config: DecoderDistillationConfig, seed: int)
         return SmallDecoder.from_config(sliced.config)
 
 
-class _PictureLoss:
+class PictureLoss:
     """Mean squared error of the small decoder's pictures from the full decoder's, both in [-1, 1]."""
 
     def __init__(self, pool: LatentPool, device: torch.device) -> None:
@@ -115,8 +118,8 @@ class _PictureLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         latents, pictures = self.pool.rows(batch.indices)
-        decoded = model(latents.to(self.device)).float()
-        return {"loss": (decoded - pictures.to(self.device)).square().mean()}
+        decoded = model(sent(latents, self.device)).float()
+        return {"loss": (decoded - sent(pictures, self.device)).square().mean()}
 
 
 @torch.no_grad()

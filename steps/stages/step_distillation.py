@@ -26,6 +26,7 @@ from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
 from steps.training.loop import train
 from steps.training.outcome import TrainingOutcome
+from steps.training.placement import frozen, placed
 from steps.training.randomness import keyed_normal
 from steps.training.selection import HeldOut, spread
 
@@ -75,8 +76,8 @@ def distil_weights(
     configured probability, else the loss is the vanilla one.
     """
     schedule = NoiseSchedule.from_config(base.scheduler_config)
-    teacher_unet = load_model(context.store, teacher).requires_grad_(False).to(context.device)
-    student_unet = load_model(context.store, student).requires_grad_(True).to(context.device)
+    teacher_unet = placed(load_model(context.store, teacher), context.device)
+    student_unet = load_model(context.store, student).requires_grad_(True)
     outcome = distil(
         teacher_unet,
         student_unet,
@@ -129,17 +130,17 @@ def distil(
     cfg_aware: bool,
 ) -> TrainingOutcome:
     """The training itself, on models in memory; `student` is trained in place."""
+    check = TeacherCheck(
+        teacher, sampling, latent_shape, shared=shared, student_steps=student_steps, seed=context.seed
+    )
     loss = DistillationLoss(
-        teacher=teacher,
+        teacher=frozen(teacher, context.device, config.training.precision),  # the check has its reference
         sampling=sampling,
         student_steps=student_steps,
         cfg_probability=shared.cfg_probability if cfg_aware else 0.0,
         cfg_range=shared.cfg_range,
         gamma=shared.gamma,
         dynamic_gamma=shared.dynamic_gamma,
-    )
-    check = TeacherCheck(
-        teacher, sampling, latent_shape, shared=shared, student_steps=student_steps, seed=context.seed
     )
     return train(
         student,

@@ -26,6 +26,7 @@ from steps.models.base_folder import folder_identity
 from steps.models.stored import save_model
 from steps.models.whole import load_whole
 from steps.training.loop import train
+from steps.training.placement import frozen
 from steps.training.selection import held_out_loss
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def finetune(
         device=context.device,
     )
     loss = VelocityLoss(
-        base=base.unet.to(context.device),
+        base=frozen(base.unet, context.device, config.training.precision),
         sampling=sampling,
         base_weight=config.base_velocity_weight,
         min_alpha=config.base_velocity_min_alpha,

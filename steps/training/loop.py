@@ -195,9 +195,7 @@ class _Training:
             "candidates": self.best.candidates,
             "seed": self.seed,
         }
-        # Tied parameters share storage, which safetensors refuses: every entry gets its own copy, none on the GPU.
-        own = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        self.checkpoints.save(Checkpoint(self.iteration, own, state))
+        self.checkpoints.save(Checkpoint(self.iteration, _apart(tensors), state))
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -205,12 +203,11 @@ class _Training:
         if checkpoint is None:
             return
         tensors, state = checkpoint.tensors, checkpoint.state
-        device = self.stepper.device
         self.bare_model.load_state_dict(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
         for name in self.ema.shadow:
-            self.ema.shadow[name] = tensors[f"ema.{name}"].to(self.ema.device or device)
+            self.ema.shadow[name].copy_(tensors[f"ema.{name}"])
         optimizer: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.stepper.parameters}
         for entry, value in tensors.items():
             if entry.startswith("optimizer."):
@@ -228,6 +225,7 @@ class _Training:
         There is no checkpoint of the end for its own sake: since the last one less than an interval's work was done.
         """
         set_recomputation(self.bare_model, False)
+        self.bare_model.to(memory_format=torch.contiguous_format)
         self.ema.copy_to(self.bare_model)
         selection = self.best.hand_on(self.bare_model)
         self.bare_model.eval()
@@ -239,3 +237,17 @@ class _Training:
             images_per_s=Measurement.of(speeds, "images/s") if speeds else None,
             selection=selection,
         )
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, none on the GPU. Tied parameters share storage, which safetensors refuses: they get copies of their own, and
+    only they, since a second copy of a whole training is what a machine has least.
+    """
+    found: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        there = value.detach().cpu()
+        place = there.untyped_storage().data_ptr()
+        found[name] = there.clone() if place in places else there
+        places.add(place)
+    return found

@@ -6,6 +6,7 @@ global generator.
 """
 
 import hashlib
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -52,6 +53,11 @@ def coin(probability: float, *, seed: int, name: str, iteration: int) -> bool:
     return bool(torch.rand((), generator=_generator(seed, name, iteration)).item() < probability)
 
 
+@lru_cache(maxsize=2)  # a batch lies in two epochs at most; a permutation of ten million takes a second
+def _order(samples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(samples, generator=_generator(seed, "epoch", epoch))
+
+
 class Order(Protocol):
     """Samples that know in which order they are best read."""
 
@@ -77,8 +83,7 @@ def epoch_indices(*, samples: Samples, start: int, count: int, seed: int) -> Ten
     position, remaining = start, count
     while remaining > 0:
         epoch, offset = divmod(position, samples)
-        order = torch.randperm(samples, generator=_generator(seed, "epoch", epoch))
-        part = order[offset : offset + remaining]
+        part = _order(samples, seed, epoch)[offset : offset + remaining]
         parts.append(part)
         position += len(part)
         remaining -= len(part)

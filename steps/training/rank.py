@@ -36,13 +36,14 @@ def _work(number: int, world: int, meeting: Path, *, threads: int, answer: TextI
     import torch
 
     from steps.training.group import joined
+    from steps.training.placement import set_deterministic
     from steps.training.stepping import Stepper, Work
 
     torch.set_num_threads(threads)
     # A pipe of rank 0's own making, which nobody else can write to.
     work: Work = pickle.load(sys.stdin.buffer)  # noqa: S301 # nosec B301
     threading.Thread(target=_end_with_leader, daemon=True).start()
-    torch.use_deterministic_algorithms(work.deterministic)
+    set_deterministic(work.deterministic)
     stepper = Stepper(work)
     answer.write("{}\n")
     with joined(number, world, work.device, meeting):

@@ -86,6 +86,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "run.skip": {"run.skip": ["decoder_distillation"]},
     "architecture_evolution.architecture": {"architecture_evolution.architecture": "snapfusion-sd15"},
     "compute.device": {"compute.device": "cpu"},
+    **{f"{stage}.training.compile": {f"{stage}.training.compile": True, f"{stage}.drop_probability": 0.0}
+       for stage in ("robust_training", "architecture_evolution")},
     "compute.threads": {"compute.threads": 99},
     "compute.prices": {"compute.prices": {"student_8": 3.2}},
     "store.local": {"store.local": "other"},

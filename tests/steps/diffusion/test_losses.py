@@ -328,8 +328,16 @@ def test_velocity_loss_follows_the_base_only_where_it_is_trusted() -> None:
         target = ((0.5 + caption[i]) * z[i] - s * z[i]) / a
         distances.append(np.mean(((0.2 + caption[i]) * z[i] - target) ** 2) if a >= 0.3 else 0.0)
     assert 0 < sum(d == 0.0 for d in distances) < 64
+    trusted = [place for place, distance in enumerate(distances) if distance]
+    assert base.calls[0].t.tolist() == call.t[trusted].tolist()  # and is asked for nothing else
     assert terms["base"].item() == pytest.approx(np.mean(distances), rel=1e-4)
     assert terms["loss"].item() == pytest.approx(terms["original"].item() + 0.1 * terms["base"].item())
+
+
+def test_velocity_loss_where_no_sample_trusts_the_base_is_the_original_alone() -> None:
+    base = LinearUNet()
+    terms = VelocityLoss(base, sampling(), 0.1, 1.1)(LinearUNet(), BATCH)
+    assert base.calls == [] and terms["base"].item() == 0.0 and terms["loss"] == terms["original"]
 
 
 def test_velocity_loss_without_the_base_does_not_evaluate_it() -> None:
