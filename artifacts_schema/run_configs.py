@@ -48,6 +48,11 @@ class ComputeConfig(Frozen):
         "that share one training, each with a GPU of its own; batch_size must be divisible",
         unit="processes",
     )
+    rank_timeout_s: Positive = setting(
+        1800.0,
+        "of silence until such a process is given up; one of them draws and measures alone for minutes",
+        unit="s",
+    )
     deterministic: bool = setting(
         True, "torch's deterministic algorithms: on a CPU a resumed training is bit-equal"
     )

@@ -46,11 +46,10 @@ class RemoteCompute(FlowMutator):
         """See Metaflow's FlowMutator. Raises RemoteRefused."""
         config = parse_config(dict(mutable_flow.configs)["config"].to_dict())
         steps = dict(mutable_flow.steps)
-        _check_names(config, steps)
+        found = self.tables(config, steps, sys.argv[1:])
         engine, submits = engine_of(sys.argv[1:], os.environ)
         if engine is None:
             return
-        found = {name: resources_of(config, name) for name in steps}
         if submits:
             problems = problems_of(config, found, engine)
             problems += check_settings(engine, sys.argv[1:], [item.queue for item in found.values()])
@@ -61,6 +60,13 @@ class RemoteCompute(FlowMutator):
         for name, step in steps.items():
             for decorator, arguments in decorators(found[name], engine).items():
                 _attach(step, decorator, arguments)
+
+    def tables(
+        self, config: SnapFusionConfig, steps: Iterable[str], _: Sequence[str]
+    ) -> Mapping[str, ResourcesConfig]:
+        """The table of every step, whatever the command line's arguments. Raises RemoteRefused for one of no step."""
+        _check_names(config, steps)
+        return {name: resources_of(config, name) for name in steps}
 
 
 def engine_of(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Engine | None, bool]:

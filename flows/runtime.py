@@ -81,12 +81,14 @@ def run_stage(
     identities: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     work: Callable[[Any, Any], Record] | None = None,
+    nodes: Any = None,
 ) -> Any:
     """The record of one task of a stage, from the cache or by calling `run` of the stage's module.
 
     `records` are those of the run so far, by stage (and label). `identities` and `settings` join the cache key where a
     stage reads more than its line in the table can say; `work(context, inputs)` then takes the place of the module's
-    `run` (`inputs` is None before there is a plan). Prints the outcome and puts it on the task's card.
+    `run` (`inputs` is None before there is a plan). `nodes` (a steps.training.nodes.Leader) train with this one. Prints the
+    outcome and puts it on the task's card.
     """
     configure_logging()
     store = store_of(config)
@@ -129,7 +131,7 @@ def run_stage(
         store,
         str(current.run_id),
         key,
-        lambda: _execute(key, given, config, store),
+        lambda: _execute(key, given, config, store, nodes),
         origin=current.origin_run_id,
         enabled=config.store.cache,
     )
@@ -158,14 +160,17 @@ def _say(name: str, result: CacheResult, price_per_hour: float = 0.0) -> None:
     render(current.card["progress"], [Text(words)])
 
 
-def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store) -> Record:
+def _execute(
+    key: StageKey, work: Callable[[Any], Record], config: SnapFusionConfig, store: Store, nodes: Any
+) -> Record:
     """Run the stage and add where, when and how it ran."""
     from steps.inputs.context import StageContext, configure_torch, quiet_libraries, select_device
     from steps.latency.shortage import memory_told
+    from steps.training.nodes import Team
     from steps.training.randomness import spawn
 
     quiet_libraries()
-    threads = configure_torch(_compute(config))
+    threads = configure_torch(compute_of(config))
     # Without the cache nothing counts that another run left half done; what the run left that this one resumes does.
     own = "" if config.store.cache else first_run(store, str(current.run_id), current.origin_run_id)
     place = f"{key.stage}/{key.sha256}" + (f"/run-{own}" if own else "")
@@ -181,7 +186,7 @@ def _execute(key: StageKey, work: Callable[[Any], Record], config: SnapFusionCon
         mirror=store.mirror(place),
         own_run=own,
         sigterm_grace_s=config.compute.sigterm_grace_s,
-        processes=config.compute.processes,
+        processes=Team(config.compute.processes, config.compute.rank_timeout_s, nodes),
     )
     # Before the work: while that lasts, somebody may edit the code.
     origin = {"stage source": source_hash(key.stage), DISTRIBUTION: code_version().text}
@@ -211,7 +216,7 @@ def run_uses(store: Store) -> dict[str, StageUse]:
     return stage_uses(store, str(current.run_id), origin=current.origin_run_id)
 
 
-def _compute(config: SnapFusionConfig) -> ComputeConfig:
+def compute_of(config: SnapFusionConfig) -> ComputeConfig:
     """The compute section with the thread count decided."""
     threads = config.compute.threads or threads_per_task(usable_cores())
     return config.compute.model_copy(update={"threads": threads})
@@ -249,7 +254,7 @@ def machine_identity(config: SnapFusionConfig) -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "accelerator": accelerator,
-        "threads": _compute(config).threads,
+        "threads": compute_of(config).threads,
         "torch": version("torch"),
     }
 
@@ -269,7 +274,7 @@ def plain_context(stage: str, config: SnapFusionConfig, key: str) -> Any:
     from steps.inputs.context import StageContext, configure_torch, select_device
 
     configure_logging()
-    configure_torch(_compute(config))
+    configure_torch(compute_of(config))
     store = store_of(config)
     return StageContext(
         stage=stage,

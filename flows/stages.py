@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -95,8 +95,8 @@ def run(flow: Any, stage: str, label: str = "", more: Mapping[str, Any] | None =
     return record
 
 
-def start(config: SnapFusionConfig) -> RunPlan:
-    """Checks of every run, then preflight and data."""
+def start(config: SnapFusionConfig, prepare: Callable[[Any, Any], Record] | None = None) -> RunPlan:
+    """Checks of every run, then preflight and data; `prepare` takes their place where they are not in the cache."""
     from steps.files.hashes import FileHashes
     from steps.inputs.checks import check_run
     from steps.inputs.folders import check_unchanged, held_out_identity, input_identities, raw_data
@@ -116,15 +116,17 @@ def start(config: SnapFusionConfig) -> RunPlan:
     prepared = []
 
     def work(context: Any, _: None) -> Record:
-        from steps.stages.start import run as prepare
+        from steps.stages.start import run as prepare_data
 
         prepared.append(True)
-        made = prepare(raw, config, context, PROJECT_ROOT)
+        made = prepare_data(raw, config, context, PROJECT_ROOT)
         # A shard is read again for that only where its size, times or inode are others now.
         check_unchanged(identities, made, raw_data(config.data, PROJECT_ROOT, hashes, config.store))
         return made
 
-    plan: RunPlan = run_stage(STAGES["start"], config, {}, identities=identities | held_out, work=work)
+    plan: RunPlan = run_stage(
+        STAGES["start"], config, {}, identities=identities | held_out, work=prepare or work
+    )
     check_memory(config, plan, store)
     if not prepared:  # else it has told already, before it encoded anything
         print(estimates(config, plan))

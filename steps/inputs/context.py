@@ -12,6 +12,7 @@ from steps.files.errors import ConfigError, StoreError
 from steps.files.progress import NullProgress, Progress
 from steps.store.base import Mirror, Store
 from steps.training.checkpoint_folder import CheckpointFolder
+from steps.training.nodes import Team
 from steps.training.placement import set_deterministic
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class StageContext:
     progress: Progress = field(default_factory=NullProgress)
     mirror: Mirror | None = None
     sigterm_grace_s: float = 10.0
-    processes: int = 1
+    processes: int | Team = 1
     own_run: str = ""
 
     def checkpoints(self, name: str = "checkpoints") -> CheckpointFolder:

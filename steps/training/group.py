@@ -4,25 +4,35 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-# A held-out check, in which rank 0 works alone, takes minutes. A rank that ends is noticed at once and without this.
-TIMEOUT_S = 1800.0
+
+def backend_of(device: torch.device) -> str:
+    """What carries gradients between ranks."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _meet(meeting: str, world: int, timeout: timedelta) -> Store:
+    """A file of this machine, or tcp://host:port/prefix of the node that leads."""
+    if not meeting.startswith("tcp://"):
+        return FileStore(meeting, world)
+    place = urlsplit(meeting)
+    return PrefixStore(place.path, TCPStore(str(place.hostname), int(place.port or 0), None, False, timeout))
 
 
 @contextmanager
-def joined(rank: int, world: int, device: torch.device, meeting: Path) -> Iterator[None]:
-    """This process is rank `rank` of `world`, for as long as the block lasts; they meet by the file `meeting`.
+def joined(rank: int, world: int, device: torch.device, meeting: str, *, timeout_s: float) -> Iterator[None]:
+    """This process is rank `rank` of `world`, for as long as the block lasts; they meet at `meeting`.
+    A rank that is silent for `timeout_s` ends the others' collectives.
 
-    nccl between GPUs, gloo between CPUs. Every rank sees a GPU of its own as the first. The file, and not an address: no
-    port is open to others.
+    Every rank sees a GPU of its own as the first. On one machine they meet by a file, and no port is open to others.
     """
     if world == 1:
         yield
@@ -35,11 +45,11 @@ def joined(rank: int, world: int, device: torch.device, meeting: Path) -> Iterat
     known = {"RANK": str(rank), "LOCAL_RANK": "0", "OMP_NUM_THREADS": threads, **sizes}
     with patch.dict(os.environ, known):
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=FileStore(str(meeting), world),
+            backend_of(device),
+            store=_meet(meeting, world, timedelta(seconds=timeout_s)),
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=TIMEOUT_S),
+            timeout=timedelta(seconds=timeout_s),
         )
         try:
             yield

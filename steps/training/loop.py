@@ -24,6 +24,7 @@ from steps.training.checkpoint import Checkpoint
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.ema import ExponentialMovingAverage
 from steps.training.interruption import stop_flag
+from steps.training.nodes import Team
 from steps.training.outcome import IntervalHook, Part, TrainingOutcome
 from steps.training.pace import Speed, pause_after_checkpoint
 from steps.training.randomness import Samples
@@ -48,13 +49,14 @@ def train(  # noqa: PLR0913 - everything that decides the result, by name
     on_interval: IntervalHook | None = None,
     description: str = "training",
     device: torch.device | None = None,
-    processes: int = 1,
+    processes: int | Team = 1,
 ) -> TrainingOutcome:
     """Train `model` in place for `training.iterations` optimizer steps, or a `Part` of them, and return it with its EMA
     weights: with `held_out` those of the best of its start and `training.held_out_checks` later states, which are chosen by it.
 
-    With more `processes` than one, this process is rank 0 of as many, one for each GPU; they share every micro-batch, and
-    `loss` must be one that pickle takes. Their number changes no draw, and a checkpoint goes on with another one.
+    With more `processes` than one, this process is rank 0 of as many, one for each GPU, or of a `Team`'s, which may have other
+    nodes; they share every micro-batch, and `loss` must be one that pickle takes. Their number changes no draw, and a
+    checkpoint goes on with another one.
 
     Goes on from the newest checkpoint in `folder` (or its mirror); on a CPU with deterministic algorithms the result
     then equals that of an uninterrupted training bit for bit. Raises NonFiniteLossError (the last good checkpoint stays) and
