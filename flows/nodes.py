@@ -22,7 +22,7 @@ from steps.files.errors import ConfigError, StoreError
 from steps.stages.table import STAGES
 
 
-class NodesRefused(MetaflowException):
+class NodesRefused(MetaflowException):  # type: ignore[misc]
     """Shown by Metaflow without a traceback."""
 
     headline = "Training over several nodes refused"

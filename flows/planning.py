@@ -239,11 +239,14 @@ class _Planner:
         return weights * (1 + _KEPT * _CHECKPOINT), read + sent
 
     def _data_read(self, stage: str) -> float:
-        """Of the data by a training: once, unless its cache of encoded shards cannot hold them."""
-        streamed = self.config.data.source == "webdataset" and self.config.store.root.startswith("s3:")
-        if not streamed or self.data <= self.config.store.cache_gib * (1 << 30):
+        """Of the data by a training: included pictures whole, of streamed ones those that it takes, each once if its cache
+        holds all.
+        """
+        if self.config.data.source != "webdataset":
             return self.data
-        return self.data / max(self.pictures, 1) * (self._work(stage)[1] or 0)
+        taken = self.data / max(self.pictures, 1) * (self._work(stage)[1] or 0)
+        held = self.data <= self.config.store.cache_gib * (1 << 30)
+        return min(self.data, taken) if held else taken
 
 
 def _input_bytes(config: SnapFusionConfig, name: InputName) -> float:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "data.source is 'openmoji': drawings, which no set of photographs holds; name a configuration with shards"
             )
         result = check_zero_shot(
-            config.data.shards,
+            config,
             PROJECT_ROOT,
             as_called(options.pictures),
             most_bits=options.most_bits,

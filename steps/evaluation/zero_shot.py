@@ -8,22 +8,27 @@ two that have nothing in common in 32 of 64 or so.
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from artifacts_schema.run_configs import DataConfig
+from artifacts_schema.config import SnapFusionConfig
+from artifacts_schema.run_configs import DataConfig, StoreConfig
+from steps.data.places import identified, is_remote, local_copy, name_of
 from steps.data.shards import expand_shards
 from steps.data.tar_members import members_of, open_shard
 from steps.data.webdataset import IMAGE_EXTENSIONS
 from steps.files.errors import EvaluationError
+from steps.files.hashes import FileHashes
 from steps.files.progress import Progress
 
 MOST_BITS = 6
@@ -65,9 +70,9 @@ def perceptual_hash(data: bytes) -> int:
 
 
 def check_zero_shot(
-    shards: Sequence[str], root: Path, others: Path, *, most_bits: int = MOST_BITS, progress: Progress
+    config: SnapFusionConfig, root: Path, others: Path, *, most_bits: int = MOST_BITS, progress: Progress
 ) -> ZeroShot:
-    """Every picture of `shards` (brace patterns from `root`) against every one in the folder `others` and below.
+    """Every picture of the shards of `config`, wherever they lie, against every one in the folder `others` and below.
 
     Raises DataError for shards that cannot be read, EvaluationError for a folder without pictures.
     """
@@ -76,7 +81,7 @@ def check_zero_shot(
         raise EvaluationError(
             f"expected pictures ({', '.join(IMAGE_EXTENSIONS)}) in the folder {others}, found none"
         )
-    places = expand_shards(shards, root)
+    places = expand_shards(config.data.shards, root)
     progress.start("hashing pictures, by shards", len(places) + 1)
     matches: list[Match] = []
     training, unreadable = 0, 0
@@ -90,27 +95,34 @@ def check_zero_shot(
         hashes = np.array([found for found in own if found is not None], dtype=np.uint64)
         unreadable += len(files) - len(names)
         progress.update(1)
-        for done, shard in enumerate(map(Path, places), start=2):
-            for together in _batches(_pictures(shard)):
+        for done, place in enumerate(places, start=2):
+            for together in _batches(_pictures(place, config.store)):
                 found_here = pool.map(lambda item: _hash_or_none(lambda: item[1]), together)
                 for (key, _), found in zip(together, found_here, strict=True):
                     training += 1
                     unreadable += found is None
-                    for place, bits in _near(found, hashes, most_bits):
-                        matches.append(Match(f"{shard.name}/{key}", names[place], bits))
+                    for number, bits in _near(found, hashes, most_bits):
+                        matches.append(Match(f"{name_of(place)}/{key}", names[number], bits))
             progress.update(done)
     progress.close()
     matches.sort(key=lambda match: (match.bits, match.training, match.other))
     return ZeroShot(training, len(files), unreadable, most_bits, tuple(matches))
 
 
-def _pictures(shard: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every picture of a shard."""
-    with open_shard(shard) as tar:
+def _pictures(place: str, store: StoreConfig) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every picture of a shard; a remote one is copied for as long as it is read."""
+    with TemporaryDirectory() as folder, _here(place, Path(folder), store) as shard, open_shard(shard) as tar:
         for member in members_of(shard, tar):
             if member.isreg() and member.name.lower().rpartition(".")[2] in IMAGE_EXTENSIONS:
                 file = tar.extractfile(member)
                 yield member.name, file.read() if file else b""
+
+
+def _here(place: str, folder: Path, store: StoreConfig) -> AbstractContextManager[Path]:
+    if not is_remote(place):
+        return nullcontext(Path(place))
+    (known,) = identified([place], FileHashes(folder / "none"), store)
+    return local_copy(place, known, folder, store)
 
 
 def _batches(items: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts_schema.config import parse_config
 from flows.commands import zero_shot as command
 from steps.evaluation.zero_shot import check_zero_shot, perceptual_hash
 from steps.files.errors import EvaluationError
 from steps.files.progress import NullProgress
+from tests.steps.data.test_places import Web, web  # noqa: F401 - a fixture
+
+SHARD = parse_config({"data": {"source": "webdataset", "shards": ["a.tar"]}})
 
 
 def photograph(number: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -62,23 +66,31 @@ def test_a_picture_is_found_in_another_size_format_and_cut(tmp_path: Path, other
     write_shard(
         tmp_path / "a.tar", [(f"{n:03d}", picture, "a caption") for n, picture in enumerate(pictures)]
     )
-    found = check_zero_shot(("a.tar",), tmp_path, others, progress=NullProgress())
+    found = check_zero_shot(SHARD, tmp_path, others, progress=NullProgress())
     assert (found.training, found.others, found.unreadable) == (23, 12, 0)
     assert sorted((match.training, match.other) for match in found.matches) == [
         (f"a.tar/{n:03d}.png", "3.jpg") for n in range(3)
     ]
 
 
+def test_a_shard_on_a_web_server_is_read(tmp_path: Path, others: Path, web: Web) -> None:  # noqa: F811
+    write_shard(tmp_path / "b.tar", [("k", treated(4)[0], "a caption")])
+    address = web.put("b.tar", (tmp_path / "b.tar").read_bytes())
+    config = parse_config({"data": {"source": "webdataset", "shards": [f"{address}?key=1"]}})
+    found = check_zero_shot(config, tmp_path, others, progress=NullProgress())
+    assert [(match.training, match.other) for match in found.matches] == [("b.tar/k.png", "4.jpg")]
+
+
 def test_damaged_pictures_are_counted(tmp_path: Path, others: Path) -> None:
     (others / "broken.jpg").write_bytes(b"no picture")
     write_shard(tmp_path / "a.tar", [("0", b"none either", "x"), ("1", encoded(photograph(50)), "y")])
-    found = check_zero_shot(("a.tar",), tmp_path, others, progress=NullProgress())
+    found = check_zero_shot(SHARD, tmp_path, others, progress=NullProgress())
     assert (found.unreadable, found.matches) == (2, ())
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="expected pictures .* found none"):
-        check_zero_shot(("a.tar",), tmp_path, tmp_path / "nowhere", progress=NullProgress())
+        check_zero_shot(SHARD, tmp_path, tmp_path / "nowhere", progress=NullProgress())
 
 
 def test_the_hash_is_that_of_the_centre_square() -> None:
