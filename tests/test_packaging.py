@@ -71,7 +71,7 @@ def _undeclared(modules: Iterable[str], declared: set[str]) -> list[str]:
         ((), ("snapfusion", "flows", "steps", "artifacts_schema"), (*_PRETRAINING, *_CLUSTER)),
         (("cluster",), _CLUSTER, ()),
         (("pretrain",), _PRETRAINING, ()),
-        (("dev",), ("infra", "tests", "benchmarks"), ()),
+        (("dev", "pretrain"), ("infra", "tests", "benchmarks"), ()),
     ],
     ids=["the pipeline needs no extra", "clusters", "pretraining", "development"],
 )

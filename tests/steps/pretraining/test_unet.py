@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from artifacts_schema.pretraining import UNetConfig
 from artifacts_schema.run_configs import DataConfig
 from artifacts_schema.stage_configs import TrainingConfig
-from steps.data.prepared import PreparedData, prepare_data
+from steps.data.prepared import PreparedData
+from steps.data.preparing import prepare_data
 from steps.diffusion.schedule import NoiseSchedule
 from steps.files.progress import NullProgress
 from steps.models.base import BaseModel, load_base
@@ -33,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 def data(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     folder = tmp_path_factory.mktemp("data")
     store, config = LocalStore(folder / "store"), DataConfig(limit=4, variants=2)
-    ref = prepare_data(base, config, store, progress=NullProgress(), project_root=folder)
+    ref = prepare_data(base, config, store, progress=NullProgress())
     return PreparedData.load(store, ref)
 
 
