@@ -16,6 +16,7 @@ from artifacts_schema.run_configs import StoreConfig
 from infra.local.seaweedfs import Identity, Server, serve
 from steps.store import LocalStore, Store
 from steps.store.s3 import S3Store
+from steps.store.s3_source import s3_source
 from tests.flows.launched import SmokeRun, smoke_run_once
 
 # Before anything imports diffusers: it copies the modules of a student's folder there, in each process of the tests elsewhere.
@@ -91,3 +92,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return LocalStore(tmp_path / "store")
     made: Store = request.getfixturevalue("make_s3")()
     return made
+
+
+Put = Callable[[str, bytes], str]
+
+
+@pytest.fixture
+def put_on_s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Puts a file below a prefix of the test's own; returns its place."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3_source.cache_clear()
+    prefix, client = uuid.uuid4().hex, s3_server.client()
+
+    def put(name: str, data: bytes) -> str:
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=data)
+        return f"s3://{BUCKET}/{prefix}/{name}"
+
+    return put

@@ -1,7 +1,6 @@
 """Shards on a web server and on S3: who they are, and that a copy is still that."""
 
 import hashlib
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +11,11 @@ import pytest
 
 from artifacts_schema.data import RawFile
 from artifacts_schema.run_configs import StoreConfig
-from infra.local.seaweedfs import Server
 from steps.data import places
 from steps.data.places import identified, local_copy
 from steps.files.errors import DataError, StoreError
 from steps.files.hashes import FileHashes
-from tests.conftest import BUCKET, READER
+from tests.conftest import BUCKET, READER, Put
 from tests.steps.data.shard_files import encode, samples, write
 
 STORE = StoreConfig(root=f"s3://{BUCKET}/store", attempts=2, timeout_s=5.0)
@@ -199,19 +197,8 @@ class TestS3:
     """The same on a real S3 server."""
 
     @pytest.fixture
-    def put(self, s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], str]:
-        from steps.store.s3_source import s3_source
-
-        for name, value in s3_server.environment().items():
-            monkeypatch.setenv(name, value)
-        s3_source.cache_clear()
-        prefix, client = uuid.uuid4().hex, s3_server.client()
-
-        def do(name: str, data: bytes) -> str:
-            client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=data)
-            return f"s3://{BUCKET}/{prefix}/{name}"
-
-        return do
+    def put(self, put_on_s3: Put) -> Put:
+        return put_on_s3
 
     def test_a_shard_is_known_by_its_etag_and_copied(
         self, put: Callable[[str, bytes], str], tmp_path: Path

@@ -1,7 +1,5 @@
 """Inputs on S3: what arrives, when it is fetched again, and what is refused."""
 
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +7,15 @@ import pytest
 
 from artifacts_schema.config import SnapFusionConfig, parse_config
 from artifacts_schema.run_configs import StoreConfig
-from infra.local.seaweedfs import Server
 from steps.files.errors import ConfigError, DataError
 from steps.inputs.fetched import fetch, with_fetched_inputs, with_fetched_table
 from steps.store.s3_source import S3File, s3_source
-from tests.conftest import BUCKET
-
-Put = Callable[[str, bytes], str]
+from tests.conftest import BUCKET, Put
 
 
 @pytest.fixture
-def put(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Puts a file below a prefix of the test's own; returns its place."""
-    for name, value in s3_server.environment().items():
-        monkeypatch.setenv(name, value)
-    s3_source.cache_clear()
-    prefix, client = uuid.uuid4().hex, s3_server.client()
-
-    def do(name: str, data: bytes) -> str:
-        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=data)
-        return f"s3://{BUCKET}/{prefix}/{name}"
-
-    return do
+def put(put_on_s3: Put) -> Put:
+    return put_on_s3
 
 
 def _config(**sections: Any) -> SnapFusionConfig:
