@@ -15,6 +15,8 @@ from steps.files.progress import Progress
 
 Sampler = Literal["ddim", "dpm"]
 Precision = Literal["fp32", "bf16"]
+SAMPLED_AT_ONCE = 32
+"""Guided, twice as many pass the UNet: 128 leave a CPU's cache (1.3 times as long a picture, embedded model, 2 cores)."""
 DECODED_AT_ONCE = 8
 """On a CPU more leave its cache (32 take 1.2 times as long a picture), on a GPU its memory at 512 x 512."""
 
@@ -31,7 +33,7 @@ def sample_latents(  # noqa: PLR0913 - everything that decides the result, by na
     guidance_scale: float,
     prediction_type: PredictionType,
     sampler: Sampler = "ddim",
-    batch_size: int = 64,
+    batch_size: int = SAMPLED_AT_ONCE,
     progress: Progress | None = None,
     precision: Precision = "fp32",
 ) -> Tensor:
