@@ -1,7 +1,6 @@
 """(g) How a distillation step, an evaluation and the choice of samples grow, and what a second process brings."""
 
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,7 +26,7 @@ def measure(setting: Setting) -> list[Metric]:
         *_resolutions(setting, base),
         *_pictures(setting),
         *_samples(setting),
-        *([] if setting.quick else [_workers(setting.folder / "ranks")]),
+        *([] if setting.quick else [_workers(setting)]),
     ]
 
 
@@ -93,11 +92,11 @@ def _samples(setting: Setting) -> list[Metric]:
     return found
 
 
-def _workers(folder: Path) -> Metric:
+def _workers(setting: Setting) -> Metric:
     """Two processes of one thread each, of linear."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return efficiency(folder)
+        return efficiency(setting)
     finally:
         torch.set_num_threads(threads)
