@@ -42,7 +42,7 @@ class _Rows:
             )
         first = self._shard(0)
         result = torch.empty((len(indices), *first.shape[1:]), dtype=first.dtype)
-        owner = torch.bucketize(indices, self._ends, right=True)
+        owner = torch.bucketize(indices.contiguous(), self._ends, right=True)
         for number in sorted(set(owner.tolist())):
             mask = owner == number
             offset = int(self._ends[number]) - self._shards[number].rows
