@@ -1,7 +1,7 @@
 """Latency and parameters of every block of Stable Diffusion 1.5's UNet at full size, and the paper's Figure 2 of them.
 
     python -m benchmarks.full_size_blocks --json benchmarks/results/full_size_blocks.json \\
-        --picture benchmarks/results/full_size_blocks.png
+        --picture docs/images/full_size_blocks.png
 
 Random weights: no latency depends on their values. A guided step (batch 2) in float32 on this machine's CPU; needs 9 GiB.
 `--macs` counts instead of measuring.
