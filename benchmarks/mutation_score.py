@@ -95,6 +95,13 @@ def passes(tests: list[str], limit_s: float, log: Path, name: str = "", code: Co
         _end_group(pid)
 
 
+def _has_short(tests: str) -> bool:
+    """Whether some test of this source is short; a module that has none is held against its long ones."""
+    return "pytestmark = pytest.mark.long" not in tests and tests.count("\n@pytest.mark.long") < tests.count(
+        "\ndef test_"
+    )
+
+
 def _end_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
@@ -120,11 +127,12 @@ def _run_tests(tests: list[str], log: Path, name: str, code: CodeType | None) ->
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A plug-in of pytest's comes with the heavy libraries: imported before pytest could rewrite its asserts.
+            short = any(_has_short(Path(path).read_text(encoding="utf-8")) for path in tests)
             options = [
                 "-x",
                 "-q",
                 "-m",
-                "not long",
+                "not long" if short else "long",
                 "-p",
                 "no:cacheprovider",
                 "-W",
