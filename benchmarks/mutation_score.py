@@ -35,6 +35,7 @@ from benchmarks.published import ROOT, Metric, publish, result
 
 ROOMS = ("diffusion", "evolution", "unet", "training", "stages")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")  # by id, with the reason
+_ELSEWHERE = {"steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py")}
 _LONGEST_S, _SHORTEST_S = 1800.0, 60.0
 _USAGE, _NO_TESTS = 4, 5  # of pytest's exit codes those that say nothing of the mutant
 
@@ -55,6 +56,8 @@ def modules(room: str) -> list[Path]:
 
 def tests_of(module: Path) -> list[str]:
     """Test files of the module's room that name the module, its own first; else all that import it, else the room's."""
+    if str(module) in _ELSEWHERE:
+        return [str(ROOT / path) for path in _ELSEWHERE[str(module)]]
     files = sorted((ROOT / "tests" / module.parent).glob("test_*.py"))
     named = [path for path in files if re.search(rf"\b{module.stem}\b", path.read_text(encoding="utf-8"))]
     dotted = ".".join(module.with_suffix("").parts)
