@@ -60,8 +60,7 @@ class Stepper:
         """Place the model among the ranks that there are now."""
         set_recomputation(self.bare_model, self.training.gradient_checkpointing)
         # A skipped unit has no gradient, here as on one rank: to touch it with a zero would decay and move its weights.
-        skips = getattr(self.work.loss, "skips_units", False)
-        ranks = DistributedDataParallelKwargs(find_unused_parameters=skips)
+        ranks = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", kwargs_handlers=[ranks])
         self.model: nn.Module = self.accelerator.prepare_model(self.bare_model)
         if self.training.compile:

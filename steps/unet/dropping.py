@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from torch import Tensor, nn, tensor
 
@@ -39,7 +39,6 @@ class SkippingLoss:
     probability: float
     ramp: float = 0.0
     matching: TeacherMatching | None = None
-    skips_units: ClassVar[bool] = True  # ranks must look for parameters without a gradient
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named terms: loss, original (L_ori), the number of skipped units, and those of `matching`."""
