@@ -35,6 +35,7 @@ from benchmarks.published import ROOT, Metric, publish, result
 
 ROOMS = ("diffusion", "evolution", "unet", "training", "stages")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")  # by id, with the reason
+# `table` is a word of many tests; what the table is for is a key's contents.
 _ELSEWHERE = {"steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py")}
 _LONGEST_S, _SHORTEST_S = 1800.0, 60.0
 _USAGE, _NO_TESTS = 4, 5  # of pytest's exit codes those that say nothing of the mutant
@@ -98,13 +99,6 @@ def passes(tests: list[str], limit_s: float, log: Path, name: str = "", code: Co
         _end_group(pid)
 
 
-def _has_short(tests: str) -> bool:
-    """Whether some test of this source is short; a module that has none is held against its long ones."""
-    return "pytestmark = pytest.mark.long" not in tests and tests.count("\n@pytest.mark.long") < tests.count(
-        "\ndef test_"
-    )
-
-
 def _end_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
@@ -130,18 +124,18 @@ def _run_tests(tests: list[str], log: Path, name: str, code: CodeType | None) ->
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A plug-in of pytest's comes with the heavy libraries: imported before pytest could rewrite its asserts.
-            short = any(_has_short(Path(path).read_text(encoding="utf-8")) for path in tests)
             options = [
                 "-x",
                 "-q",
-                "-m",
-                "not long" if short else "long",
                 "-p",
                 "no:cacheprovider",
                 "-W",
                 "ignore:Module already imported",
             ]
-            status = int(pytest.main([*options, f"--basetemp={folder}/tests", *tests]))
+            for which in ("not long", "long"):  # the long ones where there is no other
+                status = int(pytest.main([*options, "-m", which, f"--basetemp={folder}/tests", *tests]))
+                if status != _NO_TESTS:
+                    break
     finally:
         sys.stdout.flush()
         os._exit(status)

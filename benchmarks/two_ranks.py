@@ -22,6 +22,8 @@ from steps.stages import velocity_finetuning
 from tests.factories import stage_context
 from tests.steps.stages.two_ranks import STAGES, TRAINING, difference, run
 
+_ROUNDS = 5
+
 
 def differences(folder: Path) -> list[Metric]:
     """Of the first gradient and of the weights after 20 steps, and those of one process that splits its batches."""
@@ -40,7 +42,7 @@ def differences(folder: Path) -> list[Metric]:
     return metrics
 
 
-def efficiency(setting: Setting, batch: int, rounds: int = 5) -> Metric:
+def efficiency(setting: Setting) -> Metric:
     """Pictures per second of two ranks over twice those of one, one thread a process: the embedded UNet, in turn.
 
     Two ranks share the batch, and a smaller one takes longer a picture: part of what is missing.
@@ -48,20 +50,20 @@ def efficiency(setting: Setting, batch: int, rounds: int = 5) -> Metric:
     base = setting.base()
     data = setting.data(base)
     config = VelocityFinetuningConfig(
-        training=TrainingConfig(iterations=16, batch_size=batch, log_interval=2, held_out_checks=1)
+        training=TrainingConfig(iterations=16, batch_size=setting.batch, log_interval=2, held_out_checks=1)
     )
     speeds: dict[int, list[float]] = {1: [], 2: []}
-    for number in range(rounds):
+    for number in range(_ROUNDS):
         for processes, found in speeds.items():
             context = stage_context(
-                setting.folder / f"speed-{batch}-{number}-{processes}", "velocity_finetuning"
+                setting.folder / f"speed-{setting.batch}-{number}-{processes}", "velocity_finetuning"
             )
             context = replace(context, processes=processes)
             speed = velocity_finetuning.finetune(base, data, config, context).images_per_s
             found.append(speed.median)  # type: ignore[union-attr]  # it has trained
     shares = [two / (2 * one) for one, two in zip(speeds[1], speeds[2], strict=True)]
     return Metric(
-        f"training.two_rank_efficiency.batch_{batch}",
+        f"training.two_rank_efficiency.batch_{setting.batch}",
         median(shares),
         "of linear",
         len(shares),
@@ -83,8 +85,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         metrics = differences(Path(place))
         if options.efficiency:
-            setting = Setting(Path(place), quick=False, repeats=1, batch=0)
-            metrics += [efficiency(setting, batch) for batch in (16, 32)]
+            metrics += [efficiency(Setting(Path(place), False, 1, batch)) for batch in (16, 32)]
     publish(result(metrics, module="benchmarks.two_ranks", seed=1), options.json)
     return 0
 

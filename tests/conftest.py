@@ -98,15 +98,15 @@ Put = Callable[[str, bytes], str]
 
 
 @pytest.fixture
-def put_on_s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Put:
+def put(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Puts a file below a prefix of the test's own; returns its place."""
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     s3_source.cache_clear()
     prefix, client = uuid.uuid4().hex, s3_server.client()
 
-    def put(name: str, data: bytes) -> str:
+    def do(name: str, data: bytes) -> str:
         client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=data)
         return f"s3://{BUCKET}/{prefix}/{name}"
 
-    return put
+    return do

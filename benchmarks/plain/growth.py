@@ -97,6 +97,6 @@ def _workers(setting: Setting) -> Metric:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return efficiency(setting, 32)
+        return efficiency(setting)
     finally:
         torch.set_num_threads(threads)

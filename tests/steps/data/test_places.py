@@ -15,7 +15,7 @@ from steps.data import places
 from steps.data.places import identified, local_copy
 from steps.files.errors import DataError, StoreError
 from steps.files.hashes import FileHashes
-from tests.conftest import BUCKET, READER, Put
+from tests.conftest import BUCKET, READER
 from tests.steps.data.shard_files import encode, samples, write
 
 STORE = StoreConfig(root=f"s3://{BUCKET}/store", attempts=2, timeout_s=5.0)
@@ -195,10 +195,6 @@ def test_shards_of_a_web_server_are_encoded_each_read_once(web: Web, tmp_path: P
 
 class TestS3:
     """The same on a real S3 server."""
-
-    @pytest.fixture
-    def put(self, put_on_s3: Put) -> Put:
-        return put_on_s3
 
     def test_a_shard_is_known_by_its_etag_and_copied(
         self, put: Callable[[str, bytes], str], tmp_path: Path

@@ -13,11 +13,6 @@ from steps.store.s3_source import S3File, s3_source
 from tests.conftest import BUCKET, Put
 
 
-@pytest.fixture
-def put(put_on_s3: Put) -> Put:
-    return put_on_s3
-
-
 def _config(**sections: Any) -> SnapFusionConfig:
     return parse_config(
         {"store": {"root": f"s3://{BUCKET}/store", "attempts": 2, "timeout_s": 5.0}, **sections}
