@@ -1,7 +1,7 @@
 """Latency and parameters of every block of Stable Diffusion 1.5's UNet at full size, and the paper's Figure 2 of them.
 
     python -m benchmarks.full_size_blocks --json benchmarks/results/full_size_blocks.json \\
-        --picture docs/images/full_size_blocks.png
+        --picture docs/images/full_size_blocks.png --table assets/latency_tables/sd15_cpu.json
 
 Random weights: no latency depends on their values. A guided step (batch 2) in float32 on this machine's CPU; needs 9 GiB.
 `--macs` counts instead of measuring.
@@ -12,16 +12,21 @@ import json
 import sys
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import vl_convert
 
+from artifacts_schema.base import Provenance
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.stage_configs import LatencyProfileConfig
 from benchmarks.published import Metric, publish, result
 from benchmarks.sd15_networks import meta_base, random_vae, random_weights
+from flows.commands.latency_table import shareable
+from steps.cache.provenance import package_versions
+from steps.files.processor import processor_name
 from steps.inputs.context import StageContext, configure_torch, quiet_libraries
 from steps.report.charts import latency_shares
 from steps.stages import latency_profile
@@ -45,6 +50,15 @@ def profile(options: argparse.Namespace, folder: Path) -> LatencyTable:
     return latency_profile.profile(
         base, LatencyProfileConfig(repeats=options.repeats, warmup=1, max_unexplained=1.0), context
     )
+
+
+def contributed(table: LatencyTable) -> str:
+    """The table as assets/latency_tables/ takes it."""
+    made = Provenance(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"), device=processor_name(),
+        threads=torch.get_num_threads(), versions=package_versions(),
+    )  # fmt: skip
+    return f"{shareable(table.model_copy(update={'provenance': made})).to_json()}\n"
 
 
 def metrics_of(table: LatencyTable) -> list[Metric]:
@@ -87,6 +101,7 @@ def main() -> int:
     parser.add_argument("--micro", action="store_true", help="a tiny model: tries this program, no result")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--table", type=Path, help="for configurations that decide by it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     quiet_libraries()
@@ -95,6 +110,8 @@ def main() -> int:
         table = profile(options, Path(place))
     if options.picture is not None:
         options.picture.write_bytes(vl_convert.vegalite_to_png(json.dumps(latency_shares(table)), scale=1.5))
+    if options.table is not None:
+        options.table.write_text(contributed(table), encoding="utf-8")
     publish(result(metrics_of(table), module="benchmarks.full_size_blocks", seed=0), options.json)
     return 0
 

@@ -35,8 +35,18 @@ from benchmarks.published import ROOT, Metric, publish, result
 
 ROOMS = ("diffusion", "evolution", "unet", "training", "stages")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")  # by id, with the reason
-# `table` is a word of many tests; what the table is for is a key's contents.
-_ELSEWHERE = {"steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py")}
+# Modules whose tests lie in other rooms, too: `table` is for the contents of keys, an export is tested by what it exports.
+_ELSEWHERE = {
+    "steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py"),
+    "steps/stages/coreml_export.py": (
+        "tests/steps/export/test_convert.py", "tests/steps/export/test_optional.py",
+        "tests/contract/test_coreml_packages.py",
+    ),
+    "steps/stages/coreml_compression.py": (
+        "tests/steps/stages/test_coreml_compression.py", "tests/contract/test_compressed_bundle.py",
+        "tests/contract/test_coreml_chunks.py",
+    ),
+}  # fmt: skip
 _LONGEST_S, _SHORTEST_S = 1800.0, 60.0
 _USAGE, _NO_TESTS = 4, 5  # of pytest's exit codes those that say nothing of the mutant
 
@@ -202,9 +212,11 @@ def main() -> None:
     equivalent = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.exists() else {}
     chosen = [
         each
-        for each in drawn(arguments.rooms, arguments.mutants, arguments.seed)
+        for each in sorted(
+            drawn(arguments.rooms, arguments.mutants, arguments.seed), key=lambda each: str(each.path)
+        )
         if each.id not in equivalent
-    ]
+    ]  # a module's together: what is interrupted repeats few runs without a mistake
     first, step = (int(number) for number in arguments.part.split("/"))
     found = []
     for outcome in outcomes(chosen[first::step], arguments.work):

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from steps.diffusion.parameterization import PredictionType
+from steps.files.progress import NullProgress
 from steps.inputs.context import StageContext
 from steps.models.base import BaseModel
 from steps.store.local import LocalStore
@@ -145,6 +146,22 @@ def stage_context(folder: Path, stage: str, seed: int = 1) -> StageContext:
     work = folder / "work" / stage
     work.mkdir(parents=True, exist_ok=True)
     return StageContext(stage=stage, store=LocalStore(folder / "store"), work=work, seed=seed)
+
+
+class Shown(NullProgress):
+    """Remembers what a bar would show."""
+
+    def __init__(self) -> None:
+        self.totals: list[int] = []
+        self.done: list[int] = []
+
+    def start(self, description: str, total: int) -> None:
+        """As a Progress."""
+        self.totals.append(total)
+
+    def update(self, done: int, **metrics: float) -> None:
+        """As a Progress."""
+        self.done.append(done)
 
 
 def context(folder: Path, stage: str = "latency_profile") -> StageContext:

@@ -241,13 +241,14 @@ def candidates(
     uncompressed: Combination,
     config: CoremlCompressionConfig,
 ) -> list[tuple[Combination, tuple[CompressedVariant, ...]]]:
-    """Combinations of variants that passed (or none for a component), smallest first, all fp16 left out.
+    """Combinations of variants that passed and save bytes (or none for a component), smallest first, all fp16 left out.
 
     Left out, too, are those that the sum of their components' square errors already keeps from passing: errors of
     different components add up, so that drawing them would be a waste.
     """
     passing: list[list[CompressedVariant | None]] = [
-        [None, *(v for v in variants if v.component == name and v.passed)] for name in _COMPONENTS
+        [None, *(v for v in variants if v.component == name and v.passed and v.bytes < sizes[name])]
+        for name in _COMPONENTS
     ]
     found = []
     for choice in itertools.product(*passing):

@@ -121,7 +121,6 @@ class BlockwiseUNet(
         timestep_cond: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         added_cond_kwargs: dict[str, Any] | None = None,
-        encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Noise or velocity prediction.
@@ -131,13 +130,9 @@ class BlockwiseUNet(
         """
         if added_cond_kwargs:
             raise ArchitectureError(f"added_cond_kwargs are not supported, found {sorted(added_cond_kwargs)}")
-        if encoder_attention_mask is not None:
-            # 1 = look at this token: as an additive bias, (B, 1, tokens)
-            encoder_attention_mask = ((1 - encoder_attention_mask.to(sample.dtype)) * -10000.0).unsqueeze(1)
         text = {
             "encoder_hidden_states": encoder_hidden_states,
             "cross_attention_kwargs": cross_attention_kwargs,
-            "encoder_attention_mask": encoder_attention_mask,
             "return_dict": False,
         }
         if self.config.center_input_sample:

@@ -6,12 +6,11 @@ import torch
 
 from artifacts_schema.bundle import ComponentReport
 from artifacts_schema.result_configs import CoremlExportConfig, ProgramCheckConfig
-from steps.export.bundle import assemble_bundle
 from steps.export.bundle_run import Bundle
 from steps.export.interpreter import load_packages
 from steps.inputs.loaded import fetch_folder
-from tests.contract.exported import Exported
-from tests.steps.export.factories import SCHEDULE, tokenizer_folder
+from tests.contract.exported import Exported, bundle_of, compressed
+from tests.factories import Shown
 from tests.steps.export.test_chunks import opset
 
 CHECK = ProgramCheckConfig(captions=1, timesteps=(499,))
@@ -38,21 +37,13 @@ def test_chunks_compute_what_the_whole_does_and_draw(exported: Exported, tmp_pat
 
 
 def draw_with_chunks(exported: Exported, folder: Path, unet: ComponentReport) -> None:
-    manifest = assemble_bundle(
-        [unet, exported.reports["text_encoder"], exported.reports["vae_decoder"]],
-        tokenizer_folder(folder / "base"),
-        exported.context.store,
-        folder / "bundle",
-        steps=2,
-        guidance_scale=3.0,
-        schedule=SCHEDULE,
-        timesteps=(999, 499),
-        prediction_type="v_prediction",
-        scaling_factor=0.13,
-        weights={},
-        attribution="",
-    )
+    manifest = bundle_of(exported, folder / "bundle", unet)
     assert manifest.complete and manifest.components["unet"].packages == unet.chunks
     assert not (folder / "bundle" / unet.package_name).exists()
     picture = Bundle.open(folder / "bundle").draw("a", torch.randn(1, 4, 16, 16))
     assert picture.pixels.shape == (1, 3, 32, 32)
+    found, _ = compressed(exported, folder / "bundle", Shown(), schemes=("palette_4",))
+    (variant,) = (each for each in found.variants if each.component == "unet")
+    assert variant.passed and variant.package is not None
+    assert {path.split("/")[0] for path in variant.package.files} == set(unet.chunks)
+    assert found.chosen["unet"] == "palette_4"

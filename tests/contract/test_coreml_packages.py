@@ -22,7 +22,7 @@ from steps.files.errors import ExportError
 from steps.models.stored import load_model, save_model
 from steps.stages import bundle_drawing
 from steps.stages.coreml_export import export_component
-from tests.contract.exported import ATTRIBUTION, Exported, read_spec
+from tests.contract.exported import ATTRIBUTION, Clip, Data, Exported, read_spec
 from tests.factories import context as make_context
 from tests.steps.export.factories import VOCABULARY, export_base, pictures
 
@@ -158,31 +158,8 @@ def test_whole_bundle_draws_what_torch_draws(exported: Exported, tmp_path: Path)
     assert (picture.pixels.int() - expected.int()).abs().max() <= 4
 
 
-class _Data:
-    """Validation data with three captions."""
-
-    drawn = pictures(3)
-
-    def size(self, split: str) -> int:
-        return 3
-
-    def captions(self, split: str) -> list[str]:
-        return list(self.drawn.captions)
-
-    def latents(self, split: str, indices: torch.Tensor, **_: int) -> torch.Tensor:
-        return self.drawn.latents[indices]
-
-    def images(self, split: str, indices: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)
-
-
-class _Clip:
-    def scores(self, images: torch.Tensor, captions: Any) -> torch.Tensor:
-        return images.float().mean((1, 2, 3)) / 255
-
-
 def _draw(exported: Exported, folder: Path, *, count: int = 2, **gates: Any) -> BundleDrawing:
-    inputs: Any = SimpleNamespace(base=exported.base, data=_Data(), measure_clip=_Clip())
+    inputs: Any = SimpleNamespace(base=exported.base, data=Data(), measure_clip=Clip())
     config = CoremlExportConfig(program_check=ProgramCheckConfig(pictures=count, **gates))
     return bundle_drawing.draw_beside_torch(
         folder, inputs, config, exported.context, unet_ref=exported.unet, decoder_ref=exported.decoder

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steps.diffusion import losses
 from steps.diffusion.losses import (
     DistillationLoss,
     Sampling,
@@ -279,6 +280,18 @@ def test_dynamic_gamma_gives_the_original_loss_its_share(gamma: float) -> None:
     assert b.grad is not None
     assert a.grad.item() == pytest.approx(0.001)  # the ratio itself gets no gradient
     assert b.grad.item() == pytest.approx(gamma * (0.002 / 9.0) * 6.0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_dynamic_gamma_is_of_the_losses_of_all_ranks(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    asked: list[Tensor] = []
+    others = torch.tensor([1.0, 4.0])
+    monkeypatch.setattr(losses, "mean_over_ranks", lambda sizes: asked.append(sizes) or others)
+    found = distillation(LinearUNet(-0.1), gamma=0.2)(LinearUNet(), replace(BATCH, ranks=ranks))
+    own, original = found["distillation"], found["original"]
+    assert len(asked) == ranks - 1
+    share = 0.2 * (own / original if ranks == 1 else 1.0 / 4.0)
+    assert found["loss"].item() == pytest.approx((own + share * original).item())
 
 
 def test_draws_depend_on_the_samples_and_not_on_the_batch_around_them() -> None:

@@ -15,7 +15,7 @@ from steps.diffusion.sampler import decode_latents, sample_latents
 from steps.diffusion.schedule import NoiseSchedule
 from steps.diffusion.scheduler import GridDDIMScheduler
 from steps.unet.small_decoder import SmallDecoder, with_decoder
-from tests.factories import LATENT_SHAPE, tiny_vae, two_level_unet
+from tests.factories import LATENT_SHAPE, Shown, tiny_vae, two_level_unet
 from tests.steps.diffusion.fakes import SD_SCHEDULE, LinearUNet
 
 # diffusers' DPM scheduler hands tensors to numpy 2 the old way.
@@ -82,8 +82,10 @@ def test_ddim_equals_a_plain_pipeline_with_our_scheduler(
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 def test_batches_do_not_change_the_result(sampler: str) -> None:
     together = sample(two_level_unet(), sampler=sampler)
-    apart = sample(two_level_unet(), sampler=sampler, batch_size=2)
+    shown = Shown()
+    apart = sample(two_level_unet(), sampler=sampler, batch_size=2, progress=shown)
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    assert shown.done == [2, 4, 5]
 
 
 def test_both_branches_take_one_call_and_no_guidance_takes_half() -> None:

@@ -78,7 +78,7 @@ def test_sixteen_steps_land_on_874_and_not_on_875() -> None:
 def test_the_bases_own_settings_do_not_count(tmp_path: Path) -> None:
     base = DDIMScheduler(**SD_SCHEDULE)
     ours = GridDDIMScheduler.from_config(base.config, prediction_type="v_prediction")
-    assert ours.config.clip_sample is False
+    assert ours.config.clip_sample is False and ours.config.thresholding is False
     assert ours.config.set_alpha_to_one is True
     assert ours.config.timestep_spacing == "trailing"
     assert ours.config.prediction_type == "v_prediction"
@@ -88,6 +88,11 @@ def test_the_bases_own_settings_do_not_count(tmp_path: Path) -> None:
     assert saved["clip_sample"] is False
     again = GridDDIMScheduler.from_pretrained(tmp_path)
     assert torch.equal(denoise(again, 16), denoise(ours, 16))
+
+
+def test_without_a_configuration_the_noise_is_stable_diffusions() -> None:
+    expected = DDIMScheduler(**SD_SCHEDULE).alphas_cumprod
+    assert torch.equal(GridDDIMScheduler().alphas_cumprod, expected)
 
 
 def test_a_timestep_off_the_grid_is_refused() -> None:

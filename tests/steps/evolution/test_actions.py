@@ -1,6 +1,7 @@
 """The changes an architecture allows, making them, and the budget."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,8 @@ def test_changes_are_made_in_order_and_save_what_they_say(table: LatencyTable) -
     assert actions[1].value > 0.0  # what is gained per latency spent
     assert actions[1].predicted_after == pytest.approx(budget.predict(after[-1]))
     assert apply(FULL, [], budget) == []
+    free = replace(taken[1], saves=0.0)
+    assert [a.value for a in actions_of([free], {free.key: -0.1}, after[1:], budget)] == [0.0]
 
 
 def test_a_plan_on_the_real_table_meets_the_budget_without_an_unneeded_removal(table: LatencyTable) -> None:

@@ -59,6 +59,18 @@ def test_the_order_is_loss_per_latency_and_ties_go_to_the_larger_latency() -> No
     assert names(plan_removals(changes, losses(a=0.0, b=0.0, c=0.0), gap=6.9, most=3)) == ["-b", "-c", "-a"]
 
 
+def test_losses_count_before_ties_however_small_they_are() -> None:
+    changes = [removal("a", 5.0), removal("b", 2.0)]
+    assert names(plan_removals(changes, losses(a=1e-5, b=2e-5), gap=1.9, most=1)) == ["-a"]
+
+
+def test_where_the_budget_is_just_met_only_what_pays_goes() -> None:
+    changes = [removal("a", 1.0), removal("b", 2.0)]
+    assert names(choose(changes, losses(a=0.1, b=-0.2), gap=0.0, actions=2, later=2)) == ["-b"]
+    known = {"remove a": Estimate(-0.1, 0.2, 4), "remove b": Estimate(0.5, 0.01, 4)}
+    assert undecided(changes, known, 2.0, gap=0.0, actions=2, later=2) == {"remove a"}
+
+
 def test_what_saves_nothing_never_goes() -> None:
     changes = [removal("a", 0.0), removal("b", 4.0), removal("c", -1.0)]
     assert names(plan_removals(changes, losses(a=-9.0, b=1.0, c=-9.0), gap=4.0 / 1.1, most=3)) == ["-b"]

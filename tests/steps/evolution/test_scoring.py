@@ -1,6 +1,7 @@
 """Scoring changes: paired, in batches, more of them for what is undecided."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from steps.evolution.scoring import Evidence, earlier_evidence, score_changes
 from steps.stages import latency_profile
 from steps.unet.conversion import build
 from steps.unet.evolved import EvolvedUNet
-from tests.factories import context, tiny_base
+from tests.factories import Shown, context, tiny_base
 from tests.steps.evolution.factories import BrightnessScorer
 from tests.steps.evolution.test_probe import probe_of
 
@@ -100,11 +101,15 @@ def test_only_the_undecided_get_more_captions_and_pairs_stay_pairs(
 
 def test_finished_probes_are_not_made_again(tmp_path: Path, budget: Budget, unet: EvolvedUNet) -> None:
     changes, scorer = changes_of(budget, unet), BrightnessScorer()
-    given = {"undecided": nothing, "context": context(tmp_path), "folder": tmp_path / "r"}
+    shown = Shown()
+    place = replace(context(tmp_path), progress=shown)
+    given = {"undecided": nothing, "context": place, "folder": tmp_path / "r"}
     first = [score_changes(unet, changes, probe_of(scorer), {}, **given)]
     made = scorer.pictures
     again = score_changes(unet, changes, probe_of(scorer), {}, **given)
     assert [again] == first and scorer.pictures == made == 3 * 4
+    batches = probe_of(scorer).batches
+    assert shown.totals == [4 * batches] * 2 and shown.done == [1, 2, 3, 4] * 2  # decided after a batch
 
 
 def test_evidence_of_the_round_before_is_pooled_and_on_record(budget: Budget, unet: EvolvedUNet) -> None:

@@ -62,6 +62,11 @@ def test_smallest_first_and_only_what_passed() -> None:
     }  # fmt: skip
 
 
+def test_what_saves_nothing_is_not_combined() -> None:
+    variants = [variant("unet", "palette_8", 800, 40.0), variant("vae_decoder", "palette_8", 120, 40.0)]
+    assert candidates(variants, SIZES, UNCOMPRESSED, CONFIG) == []
+
+
 def test_what_cannot_pass_together_is_not_drawn() -> None:
     # Each passes at 31 dB; two such errors are at 28.
     variants = [variant("unet", "palette_8", 400, 31.0), variant("text_encoder", "palette_8", 100, 31.0)]

@@ -98,13 +98,14 @@ def test_a_state_without_a_hash_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_not_one_of_the_two(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
+    place = tmp_path / "work" / "checkpoints"  # made by the first checkpoint
+    folder = CheckpointFolder(place)
     save(folder, 10, 20)
-    damage(tmp_path, 20)
+    damage(place, 20)
     assert latest(folder) == 10
     for iteration, expected in ((12, [10, 12]), (14, [12, 14])):
         save(folder, iteration)
-        assert kept(tmp_path) == expected
+        assert kept(place) == expected
 
 
 def test_the_newest_damaged_one_stays_for_a_look_until_the_next_start(tmp_path: Path) -> None:

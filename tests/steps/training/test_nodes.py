@@ -5,19 +5,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 from steps.files.errors import RankError, SnapFusionError
+from steps.training import nodes as of_leader
 from steps.training.batch import Batch
 from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.loop import train
-from steps.training.nodes import Team, leading
+from steps.training.nodes import Team, client, leading
 from steps.training.outcome import TrainingOutcome
 from tests.steps.training.test_ranks import TRAINING, Regression, Skipping, apart
 from tests.steps.training.test_ranks import run as run_here
@@ -31,11 +34,15 @@ follow(host, int(port), int(node), int(nodes), team=Team(int(processes)), device
 """
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def another_node(processes: int) -> "Iterator[tuple[int, subprocess.Popen[str]]]":
     """The port to lead from, and node 1 of two."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", FOLLOWER, "127.0.0.1", str(port), "1", "2", str(processes)]
     node = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -119,3 +126,32 @@ def test_a_node_that_is_gone_is_named(tmp_path: Path) -> None:
         pytest.raises(RankError, match="node 1 of 2 is gone; the training goes on"),
     ):
         run(tmp_path, port, loss=Killing())
+
+
+def test_a_silent_node_ends_a_training_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(of_leader.os, "_exit", ended.append)
+    monkeypatch.setattr(of_leader, "BEAT_S", 0.05)
+    monkeypatch.setattr(of_leader, "_SILENT_S", 0.2)
+    port = free_port()
+
+    def node() -> None:
+        store = client("127.0.0.1", port, 30)
+        store.add("beat/1", 1)  # and never again
+        for number in (1, 2):
+            at = int(store.get(f"{number}/work"))
+            with socket.create_connection(("127.0.0.1", at)) as connection, connection.makefile("rb") as work:
+                work.read()
+
+    threading.Thread(target=node, daemon=True).start()
+    work: Any = {}
+    with leading("127.0.0.1", port, 2) as leader:
+        with leader.training(work):
+            pass
+        time.sleep(1)
+        assert not ended
+        with leader.training(work):
+            until = time.monotonic() + 30
+            while not ended and time.monotonic() < until:
+                time.sleep(0.05)
+    assert ended[0] == 1
