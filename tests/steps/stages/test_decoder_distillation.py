@@ -14,6 +14,7 @@ from artifacts_schema.stage_configs import TrainingConfig
 from steps.diffusion.schedule import NoiseSchedule
 from steps.inputs import latent_pool
 from steps.inputs.latent_pool import PoolSettings, build_pool
+from steps.latency.macs import count_macs
 from steps.models.stored import load_model
 from steps.stages import decoder_distillation
 from steps.training.randomness import epoch_indices, keyed_normal
@@ -154,6 +155,7 @@ def test_trains_a_smaller_decoder_towards_the_full_one(tmp_path: Path) -> None:
     metrics = record.metrics
     assert metrics["parameter_ratio"] == pytest.approx(4.0, rel=0.15)
     assert metrics["mac_ratio"] == pytest.approx(4.0, rel=0.15)
+    assert metrics["macs_full"] == count_macs(lambda: base.vae.decode(torch.zeros(1, *base.latent_shape)))[0]
     assert metrics["psnr_db"] > metrics["psnr_start_db"] + 1.0
     assert metrics["held_out"] == 3.0
     assert "psnr_real_db" in metrics

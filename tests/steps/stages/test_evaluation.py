@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.distillation_configs import StepDistillationConfig
 from artifacts_schema.result_configs import EvaluationConfig
 from steps.evaluation import bench as bench_module
+from steps.models.stored import save_model
 from steps.stages import evaluation, guidance_selection, real_pictures
 from tests.factories import stage_context, two_level_base
 from tests.steps.stages.test_real_pictures import Pictures, brightness, stand_in
@@ -113,6 +115,35 @@ def test_every_variant_sees_the_same_noise_and_captions(tmp_path: Path) -> None:
     given: dict[str, Any] = {"steps": 2, "prediction_type": prediction, "sampler": "ddim"}
     few, many = (bench.draw(unet, decoder, count, 3.0, **given) for count in (4, 6))
     assert torch.equal(few, many[:4])
+
+
+def test_a_trained_unet_predicts_v_and_the_base_what_it_predicts(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    unet, decoder, prediction = guidance_selection.models_of(run.inputs, run.context)
+    assert (unet, decoder, prediction) == (run.inputs.base.unet, run.inputs.base.vae, "epsilon")
+    schema = "diffusers.UNet2DConditionModel"
+    run.earlier["unet"] = save_model(run.context.store, run.inputs.base.unet, schema=schema)
+    unet, decoder, prediction = guidance_selection.models_of(run.inputs, run.context)
+    assert unet is not run.inputs.base.unet and decoder is run.inputs.base.vae
+    assert prediction == "v_prediction"
+
+
+def test_the_environment_is_checked_on_the_features_of_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Any] = []
+    monkeypatch.setattr(
+        bench_module.Bench, "check_environment", lambda self, found: checked.append((self.split, found))
+    )
+    run = Run(tmp_path, guidance_scales=(1.0, 3.0))
+    of_scale(monkeypatch, {1.0: 10, 3.0: 108})
+    run.guidance()
+    run.evaluation()
+    splits = run.earlier["real_pictures"].splits
+    assert [split for split, _ in checked] == [*splits, "validation", "test"]
+    for split, found in checked:
+        expected, _ = real_pictures.load_reference(run.context.store, splits[split])
+        assert np.array_equal(found, expected)
 
 
 def test_without_a_choice_no_instrument_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

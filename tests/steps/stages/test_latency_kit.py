@@ -20,7 +20,7 @@ from steps.latency.parts import unet_parts
 from steps.models.base import BaseModel
 from steps.stages import latency_kit, latency_profile
 from steps.stages.latency_kit import export_blocks
-from tests.factories import context
+from tests.factories import Shown, context
 from tests.steps.export.factories import export_base
 
 DISPATCH = 0.5
@@ -36,7 +36,9 @@ def base() -> BaseModel:
 def folder(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     target = tmp_path_factory.mktemp("kit")
-    export_blocks(base, target, CoremlExportConfig())
+    shown = Shown()
+    export_blocks(base, target, CoremlExportConfig(), progress=shown)
+    assert shown.done == list(range(2, shown.totals[0] + 1))  # the first is the baseline
     return target
 
 

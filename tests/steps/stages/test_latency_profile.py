@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.stage_configs import LatencyProfileConfig
@@ -22,6 +23,7 @@ def test_every_block_has_a_row_at_its_true_shapes(backend: str, tmp_path: Path) 
         assert table.rows[block.id].input_shapes[: len(expected)] == expected, block.id
     assert {"unet", "text_encoder", "decoder", "conv_in", "conv_out", "time_embedding"} < set(table.rows)
     assert {row.latency.n for row in table.rows.values()} == {3 if backend == "torch-cpu" else 1}
+    assert table.threads == (torch.get_num_threads() if backend == "torch-cpu" else 0)
     shares = table.shares()
     assert sum(share["time"] for share in shares.values()) == pytest.approx(1.0)
     assert sum(share["parameters"] for share in shares.values()) == pytest.approx(1.0)

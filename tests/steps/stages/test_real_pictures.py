@@ -16,7 +16,7 @@ from steps.evaluation import bench as bench_module
 from steps.evaluation.subject import halves
 from steps.files.errors import EvaluationError
 from steps.stages.real_pictures import load_reference, run
-from tests.factories import stage_context
+from tests.factories import Shown, stage_context
 
 CAPTIONS = 8
 
@@ -78,8 +78,8 @@ def features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "load_features", lambda name, inception, device: brightness)
 
 
-def measured(folder: Path, data: Pictures | None = None) -> tuple[RealPicturesRecord, Any]:
-    context = stage_context(folder, "real_pictures")
+def measured(folder: Path, data: Pictures | None = None, **changes: Any) -> tuple[RealPicturesRecord, Any]:
+    context = replace(stage_context(folder, "real_pictures"), **changes)
     return run(stand_in(data or Pictures()), SnapFusionConfig(), context), context
 
 
@@ -91,7 +91,9 @@ def test_half_of_a_captions_pictures_are_the_reference(tmp_path: Path) -> None:
 
 
 def test_the_other_half_is_measured(tmp_path: Path) -> None:
-    record, _ = measured(tmp_path)
+    shown = Shown()
+    record, _ = measured(tmp_path, progress=shown)
+    assert shown.totals == [4 * CAPTIONS] and shown.done == [2 * CAPTIONS, 4 * CAPTIONS]
     dark, light = (record.splits[name].point for name in ("test", "validation"))
     assert dark.clip_score.value == pytest.approx(sum(10 + 2 * n for n in range(CAPTIONS)) / CAPTIONS / 255)
     assert light.clip_score.value - dark.clip_score.value == pytest.approx(90 / 255)
