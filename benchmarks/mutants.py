@@ -3,7 +3,6 @@
 import ast
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
@@ -42,10 +41,10 @@ def mutants_of(root: Path, path: Path) -> list[Mutant]:
     ]
 
 
-def code_of(root: Path, mutant: Mutant) -> CodeType:
-    """The module with the mistake, compiled."""
+def source_of(root: Path, mutant: Mutant) -> str:
+    """The module with the mistake."""
     tree = _Mutator(mutant.number).visit(ast.parse((root / mutant.path).read_text(encoding="utf-8")))
-    return compile(ast.fix_missing_locations(tree), str(root / mutant.path), "exec")
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Mutator(ast.NodeTransformer):

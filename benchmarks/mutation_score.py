@@ -3,9 +3,10 @@
     python -m benchmarks.mutation_score --mutants 240 --work /tmp/mutants --json benchmarks/results/mutation_score.json
 
 A mutant is one change of arithmetic, a comparison, a condition or a constant; messages, log lines and annotations stay as
-they are. A fixed seed draws them from every module of the rooms. Each is compiled in a fork of this process, in which
-the heavy libraries are loaded already and no file is touched (so that nothing can be noticed by a hash of the source),
-and run against those short tests of the module's room that name the module, its own first. What is known is kept in
+they are. A fixed seed draws them from every module of the rooms. Each is loaded in a fork of this process, in which the
+heavy libraries are there already, and in the processes that tests start; no file is touched (so that nothing can be
+noticed by a hash of the source). It is run against those short tests of the module's room that name the module, its own
+first, and against long ones where there are few others. What is known is kept in
 `--work`: start it again to go on, `--part 0/2` and `--part 1/2` at once to use two cores, and without a part to publish.
 
 Why neither tool from PyPI: mutmut 3.8 changes messages and arguments, too, leaves decorated functions out, and takes no
@@ -15,6 +16,7 @@ the tree.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -25,12 +27,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
-from benchmarks.mutants import Mutant, code_of, mutants_of
+from benchmarks.mutants import Mutant, mutants_of, source_of
 from benchmarks.published import ROOT, Metric, publish, result
 
 ROOMS = ("diffusion", "evolution", "unet", "training", "stages")
@@ -47,8 +47,22 @@ _ELSEWHERE = {
         "tests/contract/test_coreml_chunks.py",
     ),
 }  # fmt: skip
+# Several processes at once: almost all of their tests are long.
+_ALSO_LONG = {f"steps/training/{name}.py" for name in ("following", "nodes", "rank", "ranks")}
 _LONGEST_S, _SHORTEST_S = 1800.0, 60.0
 _USAGE, _NO_TESTS = 4, 5  # of pytest's exit codes those that say nothing of the mutant
+# Python runs it at its start, where it finds it.
+_SITE = """
+from importlib.machinery import SourceFileLoader
+
+def get_code(loader, name, original=SourceFileLoader.get_code):
+    if name != {name!r}:
+        return original(loader, name)
+    with open({path!r}, encoding="utf-8") as file:
+        return compile(file.read(), loader.path, "exec")
+
+SourceFileLoader.get_code = get_code
+"""
 
 
 @dataclass(frozen=True)
@@ -88,13 +102,15 @@ def drawn(rooms: list[str], count: int, seed: int) -> list[Mutant]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
-def passes(tests: list[str], limit_s: float, log: Path, name: str = "", code: CodeType | None = None) -> bool:
-    """Whether the tests pass within the limit, with the module of this name replaced by `code`; `log` has their words."""
+def passes(
+    tests: list[str], limit_s: float, log: Path, *, also_long: bool, name: str = "", source: str = ""
+) -> bool:
+    """Whether the tests pass within the limit, with `source` for the module of this name; `log` has their words."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
         os.setsid()  # what the tests start goes with them
-        _run_tests(tests, log, name, code)
+        _run_tests(tests, log, also_long, name, source)
     until = time.monotonic() + limit_s
     try:
         while time.monotonic() < until:
@@ -117,22 +133,18 @@ def _end_group(pid: int) -> None:
         pass
 
 
-def _run_tests(tests: list[str], log: Path, name: str, code: CodeType | None) -> None:
+def _run_tests(tests: list[str], log: Path, also_long: bool, name: str, source: str) -> None:
     """In the fork: never returns."""
     import pytest
 
-    original = SourceFileLoader.get_code
-
-    def get_code(loader: SourceFileLoader, fullname: str) -> CodeType | None:
-        return code if fullname == name else original(loader, fullname)
-
-    setattr(SourceFileLoader, "get_code", get_code)  # noqa: B010 - mypy takes a plain assignment for a mistake
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
     status: int = 1
     try:
         with tempfile.TemporaryDirectory() as folder:
+            if name:
+                _make_mistake(Path(folder), name, source)
             # A plug-in of pytest's comes with the heavy libraries: imported before pytest could rewrite its asserts.
             options = [
                 "-x",
@@ -142,18 +154,31 @@ def _run_tests(tests: list[str], log: Path, name: str, code: CodeType | None) ->
                 "-W",
                 "ignore:Module already imported",
             ]
-            for which in ("not long", "long"):  # the long ones where there is no other
+            for which in ("not long or long",) if also_long else ("not long", "long"):
                 status = int(pytest.main([*options, "-m", which, f"--basetemp={folder}/tests", *tests]))
-                if status != _NO_TESTS:
+                if status != _NO_TESTS:  # the long ones where there is no other
                     break
     finally:
         sys.stdout.flush()
         os._exit(status)
 
 
+def _make_mistake(folder: Path, name: str, source: str) -> None:
+    """Here, and in every Python that is started from here."""
+    place, site = folder / "mutant.py", folder / "sitecustomize.py"
+    place.write_text(source, encoding="utf-8")
+    site.write_text(_SITE.format(name=name, path=str(place)), encoding="utf-8")
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *before])
+    sys.path.insert(0, str(folder))
+    sys.modules.pop("sitecustomize", None)
+    importlib.import_module("sitecustomize")
+    sys.path.remove(str(folder))
+
+
 def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:
     """Of each mutant, from `work` where it is known. Raises RuntimeError when tests fail without any mistake."""
-    limits: dict[tuple[str, ...], float] = {}
+    limits: dict[tuple[str | bool, ...], float] = {}
     for mutant in chosen:
         tests = tests_of(mutant.path)
         sources = [str(ROOT / mutant.path), *tests]
@@ -162,10 +187,11 @@ def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:
         )
         note = work / f"{digest.hexdigest()}.json"
         if not note.exists():
-            limit_s = limits.get(tuple(tests)) or _limit(tests, note.with_suffix(".log"))
-            limits[tuple(tests)] = limit_s
-            started = time.monotonic()
-            survived = passes(tests, limit_s, note.with_suffix(".log"), mutant.module, code_of(ROOT, mutant))
+            log, also_long = note.with_suffix(".log"), str(mutant.path) in _ALSO_LONG
+            limit_s = limits.get((*tests, also_long)) or _limit(tests, log, also_long)
+            limits[*tests, also_long] = limit_s
+            started, source = time.monotonic(), source_of(ROOT, mutant)
+            survived = passes(tests, limit_s, log, also_long=also_long, name=mutant.module, source=source)
             found: dict[str, Any] = {
                 "id": mutant.id, "killed": not survived, "seconds": time.monotonic() - started,
             }  # fmt: skip
@@ -173,10 +199,10 @@ def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:
         yield Outcome(**json.loads(note.read_text()))
 
 
-def _limit(tests: list[str], log: Path) -> float:
+def _limit(tests: list[str], log: Path, also_long: bool) -> float:
     """Five times what the tests take without a mistake, in seconds."""
     started = time.monotonic()
-    if not passes(tests, _LONGEST_S, log):
+    if not passes(tests, _LONGEST_S, log, also_long=also_long):
         raise RuntimeError(f"without any mistake tests of {' '.join(tests)} fail, see {log}")
     return max(5 * (time.monotonic() - started), _SHORTEST_S)
 
