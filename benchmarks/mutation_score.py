@@ -38,7 +38,11 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")  # by id, with 
 # Modules whose tests lie in other rooms, too: `table` is for the contents of keys, an export is tested by what it exports.
 _ELSEWHERE = {
     "steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py"),
+    "steps/stages/bundle_drawing.py": (
+        "tests/steps/stages/test_bundle_drawing.py", "tests/contract/test_coreml_packages.py",
+    ),
     "steps/stages/coreml_export.py": (
+        "tests/steps/stages/test_coreml_export.py",
         "tests/steps/export/test_convert.py", "tests/steps/export/test_optional.py",
         "tests/contract/test_coreml_packages.py",
     ),

@@ -1,9 +1,14 @@
 """The stage `coreml_compression` on a real bundle: what is tried, what passes, what is chosen and stored."""
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from artifacts_schema.compression import CompressedVariant
 from steps.export.picture_gate import missed
+from steps.files.errors import ExportError
+from steps.stages import coreml_compression
 from steps.stages.coreml_compression import folder_bytes
 from tests.contract.exported import Exported, bundle_of, compressed
 from tests.factories import Shown
@@ -43,11 +48,23 @@ def test_the_smallest_that_draws_the_same_is_chosen(exported: Exported, tmp_path
     assert chosen.scores is not None and chosen.scores == variants["unet palette_4"].scores
 
 
-def test_where_nothing_passes_the_bundle_stays_as_it_is(exported: Exported, tmp_path: Path) -> None:
+def test_where_nothing_passes_the_bundle_stays_as_it_is(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = coreml_compression.compress
+
+    def failing(component: str, *arguments: Any, **named: Any) -> None:
+        if component == "unet":
+            raise ExportError("unet: cannot be compressed")
+        original(component, *arguments, **named)
+
+    monkeypatch.setattr(coreml_compression, "compress", failing)
     bundle_of(exported, tmp_path / "bundle", exported.reports["unet"])
     found, _ = compressed(
         exported, tmp_path / "bundle", Shown(), schemes=("palette_4",), min_image_psnr_db=150.0
     )
     assert found.uncompressed is not None and found.uncompressed.passed  # the program check has judged it
+    failed = by_name(found.variants)["unet palette_4"]
+    assert (failed.bytes, failed.package, failed.note) == (0, None, "unet: cannot be compressed")
     assert not any(variant.passed for variant in found.variants) and found.combinations == ()
     assert set(found.chosen.values()) == {"fp16"} and set(found.chosen) == set(exported.reports)

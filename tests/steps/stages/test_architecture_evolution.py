@@ -127,20 +127,21 @@ def test_rounds_are_parts_of_one_training(tmp_path: Path, monkeypatch: pytest.Mo
         return terms
 
     monkeypatch.setattr(SkippingLoss, "__call__", watched)
-    training = CONFIG.training.model_copy(update={"iterations": 8, "warmup_iterations": 0})
+    training = CONFIG.training.model_copy(update={"iterations": 10, "warmup_iterations": 9})
     config = CONFIG.model_copy(update={"training": training, "drop_probability": 0.5})
     record = _run(tmp_path, None, config)
-    assert [item.trained_iterations for item in record.rounds] == [4, 4]
-    assert [iteration for iteration, _, _ in seen] == list(range(8))
-    stream = epoch_indices(samples=12, start=0, count=16, seed=0).tolist()
+    assert [item.trained_iterations for item in record.rounds] == [5, 5]
+    assert [iteration for iteration, _, _ in seen] == list(range(10))
+    stream = epoch_indices(samples=12, start=0, count=20, seed=0).tolist()
     assert [index for _, indices, _ in seen for index in indices] == stream
     rows = [row for item in record.rounds for row in item.curve]
-    assert [row["iteration"] for row in rows] == list(range(1, 9))
+    assert [row["iteration"] for row in rows] == list(range(1, 11))
+    short = training.model_copy(update={"warmup_iterations": 1})  # a fifth of a round
     assert [row["learning_rate"] for row in rows] == [
-        1e-3 * learning_rate_factor(i, training) for i in range(8)
+        1e-3 * learning_rate_factor(i, short, start=5 * (i // 5)) for i in range(10)
     ]
     skipped = [count for _, _, count in seen]
-    assert min(skipped[:4]) >= 3 and skipped[4:] == [0.0] * 4  # of about thirty units, half
+    assert min(skipped[:5]) >= 3 and skipped[5:] == [0.0] * 5  # of about thirty units, half
 
 
 def test_once_the_budget_is_met_what_pays_is_swapped(tmp_path: Path) -> None:

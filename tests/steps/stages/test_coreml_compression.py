@@ -62,6 +62,12 @@ def test_smallest_first_and_only_what_passed() -> None:
     }  # fmt: skip
 
 
+def test_what_the_export_itself_costs_is_counted_once() -> None:
+    before = Combination(schemes={}, bytes=1100, scores=scores(33.0), passed=True)
+    variants = [variant("unet", "palette_8", 400, 33.0), variant("text_encoder", "palette_8", 100, 33.0)]
+    assert len(candidates(variants, SIZES, before, CONFIG)) == 3
+
+
 def test_what_saves_nothing_is_not_combined() -> None:
     variants = [variant("unet", "palette_8", 800, 40.0), variant("vae_decoder", "palette_8", 120, 40.0)]
     assert candidates(variants, SIZES, UNCOMPRESSED, CONFIG) == []

@@ -289,7 +289,8 @@ def test_ema_weights_are_returned_and_have_moved(tmp_path: Path) -> None:
 def test_slow_checkpoints_come_less_often() -> None:
     assert pause_after_checkpoint(60.0, 1.0) == 60.0
     assert pause_after_checkpoint(60.0, 6.0) == pytest.approx(200.0)  # 6 s are 3 % of 200 s
-    assert pause_after_checkpoint(1e-3, 6.0) == 1e-3
+    assert pause_after_checkpoint(1e-3, 6.0) == 1e-3  # at any price
+    assert pause_after_checkpoint(1.0, 6.0) == pytest.approx(200.0)
 
 
 def test_ema_decay_ramp() -> None:

@@ -38,6 +38,7 @@ def _sampling() -> Sampling:
 def test_loss_skips_during_the_forward_pass_only_and_leaves_skipped_units_without_gradient() -> None:
     unet = EvolvedUNet.from_unet(tiny_unet()).train().requires_grad_(True)
     loss = SkippingLoss(_sampling(), probability=0.5)
+    assert loss.ramp == 0.0
     batch = Batch(iteration=7, indices=torch.tensor([0, 5]), seed=3)
     terms = loss(unet, batch)
     terms["loss"].backward()

@@ -1,5 +1,6 @@
 """The evolved UNet: equal to the base when full, equal to skipping without a unit, fit for a pipeline."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from steps.files.errors import ArchitectureError
 from steps.unet.architecture import copy_block, list_units, named_spec, remove_unit
-from steps.unet.blocks import SD15_UNET_CONFIG, full_spec, normalise
+from steps.unet.blocks import GEOMETRY_KEYS, SD15_UNET_CONFIG, full_spec, normalise
 from steps.unet.conversion import as_evolved, build
 from steps.unet.evolved import EvolvedUNet
 from tests.factories import TINY_CONFIG, tiny_inputs, tiny_unet
@@ -61,6 +62,13 @@ def test_full_spec_gives_the_base_output_bit_for_bit(size: int) -> None:
 def test_other_bases_are_reproduced_too(changes: dict[str, Any]) -> None:
     unet = tiny_unet(**changes)
     assert torch.equal(_output(EvolvedUNet.from_unet(unet)), _output(unet))
+
+
+def test_what_a_config_leaves_out_is_as_in_diffusers() -> None:
+    theirs = inspect.signature(UNet2DConditionModel.__init__).parameters
+    ours = inspect.signature(EvolvedUNet.__init__).parameters
+    for name in GEOMETRY_KEYS:
+        assert ours[name].default == theirs[name].default, name
 
 
 def test_gradients_are_the_base_ones_also_with_checkpointing() -> None:
@@ -190,7 +198,9 @@ def test_round_trip_in_a_fresh_process(evolved: EvolvedUNet, tmp_path: Path) -> 
     smaller.save_pretrained(tmp_path / "unet")
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     assert config["_class_name"] == "EvolvedUNet"
-    assert "steps.unet.evolved" in (tmp_path / "unet" / "README.md").read_text()
+    written = (tmp_path / "unet" / "README.md").read_text()
+    assert "steps.unet.evolved" in written
+    assert smaller.spec.removed[0] in written and smaller.spec.copied[0] in written
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
     program = (
         "import sys, torch\n"

@@ -84,6 +84,7 @@ def test_every_cut_weight_comes_from_the_full_decoder() -> None:
         ((32, 64), 32, ((16, 32), 16)),  # 32 groups do not divide 16 channels
         ((12, 36), 12, ((6, 18), 6)),
         ((10, 15), 5, ((5, 7), 1)),
+        ((20, 40), 4, ((10, 20), 2)),  # never more than the full decoder has
     ],
 )
 def test_groups_that_do_not_divide_half_the_width_become_fewer(
