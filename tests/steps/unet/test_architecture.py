@@ -82,6 +82,11 @@ def test_order_of_removals_leaves_no_trace() -> None:
     one = remove_unit(remove_unit(FULL, SD15_UNET_CONFIG, first), SD15_UNET_CONFIG, second)
     other = remove_unit(remove_unit(FULL, SD15_UNET_CONFIG, second), SD15_UNET_CONFIG, first)
     assert one == other
+    middle = remove_unit(FULL, SD15_UNET_CONFIG, "mid.attentions.0")
+    assert remove_unit(middle, SD15_UNET_CONFIG, "mid.resnets.0").removed == (
+        "mid.resnets.0",
+        "mid.attentions.0",
+    )
 
 
 def test_copies_follow_their_original_and_are_units() -> None:

@@ -34,12 +34,22 @@ def _output(unet: torch.nn.Module, *, size: int = 16) -> Tensor:
     return unet(latents, timesteps, text).sample
 
 
-@pytest.mark.parametrize("size", [16, 15, 8], ids=["divisible", "odd", "smallest"])
+@pytest.mark.parametrize("size", [16, 15, 12, 8], ids=["divisible", "odd", "twice divisible", "smallest"])
 def test_full_spec_gives_the_base_output_bit_for_bit(size: int) -> None:
     unet = tiny_unet()
     evolved = EvolvedUNet.from_unet(unet)
     assert torch.equal(_output(evolved, size=size), _output(unet, size=size))
     assert list(evolved.state_dict()) == list(unet.state_dict())
+
+
+@pytest.mark.parametrize("sides", [(16, 12), (12, 16)])
+@torch.no_grad()
+def test_pictures_that_are_no_squares_are_reproduced(sides: tuple[int, int]) -> None:
+    unet = tiny_unet()
+    latents, timesteps, text = tiny_inputs()
+    latents = latents[:, :, : sides[0], : sides[1]]
+    found = EvolvedUNet.from_unet(unet)(latents, timesteps, text).sample
+    assert torch.equal(found, unet(latents, timesteps, text).sample)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +78,7 @@ def test_what_a_config_leaves_out_is_as_in_diffusers() -> None:
     theirs = inspect.signature(UNet2DConditionModel.__init__).parameters
     ours = inspect.signature(EvolvedUNet.__init__).parameters
     for name in GEOMETRY_KEYS:
-        assert ours[name].default == theirs[name].default, name
+        assert ours[name].default == theirs[name].default == normalise({})[name], name
 
 
 def test_gradients_are_the_base_ones_also_with_checkpointing() -> None:
