@@ -5,8 +5,8 @@
 A mutant is one change of arithmetic, a comparison, a condition or a constant; messages, log lines and annotations stay as
 they are. A fixed seed draws them from every module of the rooms. Each is loaded in a fork of this process, in which the
 heavy libraries are there already, and in the processes that tests start; no file is touched (so that nothing can be
-noticed by a hash of the source). It is run against those short tests of the module's room that name the module, its own
-first, and against long ones where there are few others. What is known is kept in
+noticed by a hash of the source). It is run against the short tests of its module, its own file first, and against long
+ones where there are few others. What is known is kept in
 `--work`: start it again to go on, `--part 0/2` and `--part 1/2` at once to use two cores, and without a part to publish.
 
 Why neither tool from PyPI: mutmut 3.8 changes messages and arguments, too, leaves decorated functions out, and takes no
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,6 @@ from benchmarks.published import ROOT, Metric, publish, result
 
 ROOMS = ("diffusion", "evolution", "unet", "training", "stages")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")  # by id, with the reason
-# Modules whose tests lie in other rooms, too: `table` is for the contents of keys, an export is tested by what it exports.
-_ELSEWHERE = {
-    "steps/stages/table.py": ("tests/flows/test_cache_keys.py", "tests/flows/test_run_stage.py"),
-    "steps/stages/bundle_drawing.py": (
-        "tests/steps/stages/test_bundle_drawing.py", "tests/contract/test_coreml_packages.py",
-    ),
-    "steps/stages/coreml_export.py": (
-        "tests/steps/stages/test_coreml_export.py",
-        "tests/steps/export/test_convert.py", "tests/steps/export/test_optional.py",
-        "tests/contract/test_coreml_packages.py",
-    ),
-    "steps/stages/coreml_compression.py": (
-        "tests/steps/stages/test_coreml_compression.py", "tests/contract/test_compressed_bundle.py",
-        "tests/contract/test_coreml_chunks.py",
-    ),
-}  # fmt: skip
 # Several processes at once: almost all of their tests are long.
 _ALSO_LONG = {f"steps/training/{name}.py" for name in ("following", "nodes", "rank", "ranks")}
 _LONGEST_S, _SHORTEST_S = 1800.0, 60.0
@@ -84,20 +69,23 @@ def modules(room: str) -> list[Path]:
 
 
 def tests_of(module: Path) -> list[str]:
-    """Test files of the module's room that name the module, its own first; else all that import it, else the room's."""
-    if str(module) in _ELSEWHERE:
-        return [str(ROOT / path) for path in _ELSEWHERE[str(module)]]
-    files = sorted((ROOT / "tests" / module.parent).glob("test_*.py"))
-    named = [path for path in files if re.search(rf"\b{module.stem}\b", path.read_text(encoding="utf-8"))]
-    dotted = ".".join(module.with_suffix("").parts)
-    chosen = named or [
-        path
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if f"from {dotted} import" in path.read_text()
-    ]
-    return [
-        str(path) for path in sorted(chosen or files, key=lambda path: path.stem != f"test_{module.stem}")
-    ]
+    """The module's tests: files of its room that name it, its own first; of a stage those elsewhere that import it, too.
+
+    All of its room's where there is none.
+    """
+    room = sorted((ROOT / "tests" / module.parent).glob("test_*.py"))
+    stem, package = module.stem, ".".join(module.parent.parts)
+    chosen = [path for path in room if re.search(rf"\b{stem}\b", path.read_text(encoding="utf-8"))]
+    if module.parent.name == "stages":
+        imports = re.compile(rf"^ *from {package}(\.{stem} import| import .*\b{stem}\b)", re.MULTILINE)
+        others = [path for path in _all_tests() if path not in room]
+        chosen += [path for path in others if imports.search(path.read_text(encoding="utf-8"))]
+    return [str(path) for path in sorted(chosen or room, key=lambda path: path.stem != f"test_{stem}")]
+
+
+@cache
+def _all_tests() -> list[Path]:
+    return sorted((ROOT / "tests").rglob("test_*.py"))
 
 
 def drawn(rooms: list[str], count: int, seed: int) -> list[Mutant]:

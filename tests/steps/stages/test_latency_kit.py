@@ -35,7 +35,7 @@ def base() -> BaseModel:
 @pytest.fixture(scope="module")
 def folder(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    target = tmp_path_factory.mktemp("kit")
+    target = tmp_path_factory.mktemp("kit") / "of the base" / "folder"
     shown = Shown()
     export_blocks(base, target, CoremlExportConfig(), progress=shown)
     assert shown.done == list(range(2, shown.totals[0] + 1))  # the first is the baseline
@@ -74,6 +74,11 @@ def measured(folder: Path, kit: LatencyKit, tmp_path: Path) -> Path:
     record = script.begin(output, head)
     script.measure(models, folder, runner, record, output, warmup=1, iterations=4)
     return output
+
+
+def test_the_decoder_takes_latents_and_gives_pictures(kit: LatencyKit, folder: Path) -> None:
+    decoder = Program.load("decoder", folder / kit.models[kit.parts["decoder"].model].package)
+    assert (decoder.inputs, decoder.outputs) == ({"z": (1, 4, 16, 16)}, {"image": (1, 3, 32, 32)})
 
 
 def test_equal_blocks_share_a_package(kit: LatencyKit, folder: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.stage_configs import LatencyProfileConfig
-from steps.files.errors import LatencyTableError
+from steps.files.errors import ConfigError, LatencyTableError
 from steps.stages import latency_profile
 from steps.unet.blocks import full_spec, input_shapes, list_blocks, normalise
 from tests.factories import TINY_CONFIG, context, tiny_base
@@ -28,6 +28,12 @@ def test_every_block_has_a_row_at_its_true_shapes(backend: str, tmp_path: Path) 
     assert sum(share["time"] for share in shares.values()) == pytest.approx(1.0)
     assert sum(share["parameters"] for share in shares.values()) == pytest.approx(1.0)
     assert LatencyTable.from_json(table.to_json()) == table
+
+
+def test_without_a_gpu_none_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch finds no GPU"):
+        latency_profile.profile(tiny_base(), LatencyProfileConfig(backend="torch-cuda"), context(tmp_path))
 
 
 def test_counting_is_deterministic_and_explains_everything(tmp_path: Path) -> None:
