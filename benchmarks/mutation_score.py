@@ -162,10 +162,9 @@ def _make_mistake(folder: Path, name: str, source: str) -> None:
     site.write_text(_SITE.format(name=name, path=str(place)), encoding="utf-8")
     before = filter(None, [os.environ.get("PYTHONPATH")])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *before])
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(folder))  # stays there: ranks are started with this path
     sys.modules.pop("sitecustomize", None)
     importlib.import_module("sitecustomize")
-    sys.path.remove(str(folder))
 
 
 def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:

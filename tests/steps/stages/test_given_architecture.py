@@ -12,6 +12,7 @@ from artifacts_schema.stage_configs import ArchitectureEvolutionConfig
 from steps.files.errors import ArchitectureError
 from steps.models.base import BaseModel
 from steps.models.stored import load_model, save_model
+from steps.stages import given_architecture
 from steps.stages.given_architecture import given_spec, train_given
 from steps.unet.architecture import SNAPFUSION_SD15_COPIED, SNAPFUSION_SD15_REMOVED, remove_unit
 from steps.unet.blocks import full_spec
@@ -40,11 +41,22 @@ def config(**changes: Any) -> ArchitectureEvolutionConfig:
     )
 
 
-def test_the_papers_unet_is_built_trained_and_loads_again(tmp_path: Path) -> None:
+def test_the_papers_unet_is_built_trained_and_loads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Any] = []
+    original = given_architecture.held_out_loss
+
+    def watched(words: str, loss: Any, *arguments: Any, **named: Any) -> Any:
+        checked.append((loss.probability, loss.sampling.split, *arguments))
+        return original(words, loss, *arguments, **named)
+
+    monkeypatch.setattr(given_architecture, "held_out_loss", watched)
     given, context = base(), stage_context(tmp_path, "architecture_evolution")
     start = save_model(context.store, given.unet, schema="diffusers.UNet2DConditionModel")
     data = Captioned(samples=8, shape=given.latent_shape, empty_embedding=torch.zeros(1, 7, 12))
     record = train_given(given, start, data, config(), context)
+    assert checked == [(0.0, "validation", data.size("validation"))]
     spec = record.architecture
     removed = {block for unit in SNAPFUSION_SD15_REMOVED for block in unit.split("+")}
     assert set(spec.removed) == removed

@@ -13,6 +13,7 @@ from torch import Tensor
 from artifacts_schema.config import SnapFusionConfig
 from artifacts_schema.evaluation import RealPicturesRecord
 from steps.evaluation import bench as bench_module
+from steps.evaluation import subject
 from steps.evaluation.subject import halves
 from steps.files.errors import EvaluationError
 from steps.stages.real_pictures import load_reference, run
@@ -99,6 +100,30 @@ def test_the_other_half_is_measured(tmp_path: Path) -> None:
     assert light.clip_score.value - dark.clip_score.value == pytest.approx(90 / 255)
     assert dark.clip_score.n == CAPTIONS
     assert abs(dark.kernel_distance.value) < 1e-3  # neighbouring greys on both sides
+
+
+def test_a_reference_of_its_own_is_what_distances_are_measured_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = measured(tmp_path / "plain")
+    names = [f"apart {number}" for number in range(6)]
+
+    def reference(first: int) -> Any:
+        greys = (first + torch.arange(6)).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+        return lambda _: (greys, names)
+
+    found = []
+    for first in (50, 51):
+        monkeypatch.setattr(subject.SplitSubject, "reference", reference(first))
+        record, context = measured(tmp_path / str(first))
+        split = record.splits["test"]
+        features, captions = load_reference(context.store, split)
+        assert captions == names
+        assert features[:, 0] == pytest.approx([(first + number) / 255 for number in range(6)])
+        assert len(split.point_captions) == split.point.clip_score.n == 2 * CAPTIONS  # all real pictures
+        found.append(split)
+    assert len({item.sha256 for item in (*found, plain.splits["test"])}) == 3
+    assert found[0].point.kernel_distance.value > plain.splits["test"].point.kernel_distance.value
 
 
 def test_only_the_first_pictures_are_kept_and_all_are_measured(
