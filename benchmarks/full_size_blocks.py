@@ -12,21 +12,18 @@ import json
 import sys
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import vl_convert
 
-from artifacts_schema.base import Provenance
 from artifacts_schema.latency import LatencyTable
 from artifacts_schema.run_configs import ComputeConfig
 from artifacts_schema.stage_configs import LatencyProfileConfig
 from benchmarks.published import Metric, publish, result
 from benchmarks.sd15_networks import meta_base, random_vae, random_weights
 from flows.commands.latency_table import shareable
-from steps.cache.provenance import package_versions
-from steps.files.processor import processor_name
+from steps.cache.provenance import measured_here
 from steps.inputs.context import StageContext, configure_torch, quiet_libraries
 from steps.report.charts import latency_shares
 from steps.stages import latency_profile
@@ -54,10 +51,7 @@ def profile(options: argparse.Namespace, folder: Path) -> LatencyTable:
 
 def contributed(table: LatencyTable) -> str:
     """The table as assets/latency_tables/ takes it."""
-    made = Provenance(
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"), device=processor_name(),
-        threads=torch.get_num_threads(), versions=package_versions(),
-    )  # fmt: skip
+    made = measured_here(torch.get_num_threads())
     return f"{shareable(table.model_copy(update={'provenance': made})).to_json()}\n"
 
 

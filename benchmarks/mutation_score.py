@@ -169,7 +169,7 @@ def _make_mistake(folder: Path, name: str, source: str) -> None:
 
 def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:
     """Of each mutant, from `work` where it is known. Raises RuntimeError when tests fail without any mistake."""
-    limits: dict[tuple[str | bool, ...], float] = {}
+    limits: dict[Path, float] = {}
     for mutant in chosen:
         tests = tests_of(mutant.path)
         sources = [str(ROOT / mutant.path), *tests]
@@ -179,10 +179,12 @@ def outcomes(chosen: list[Mutant], work: Path) -> Iterator[Outcome]:
         note = work / f"{digest.hexdigest()}.json"
         if not note.exists():
             log, also_long = note.with_suffix(".log"), str(mutant.path) in _ALSO_LONG
-            limit_s = limits.get((*tests, also_long)) or _limit(tests, log, also_long)
-            limits[*tests, also_long] = limit_s
+            if mutant.path not in limits:
+                limits[mutant.path] = _limit(tests, log, also_long)
             started, source = time.monotonic(), source_of(ROOT, mutant)
-            survived = passes(tests, limit_s, log, also_long=also_long, name=mutant.module, source=source)
+            survived = passes(
+                tests, limits[mutant.path], log, also_long=also_long, name=mutant.module, source=source
+            )
             found: dict[str, Any] = {
                 "id": mutant.id, "killed": not survived, "seconds": time.monotonic() - started,
             }  # fmt: skip
@@ -215,7 +217,9 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS))
-    parser.add_argument("--part", default="0/1", help="of the drawn mutants every n-th, from the i-th: i/n")
+    parser.add_argument(
+        "--part", default="0/1", help="of n shares of the drawn mutants the i-th, from 0: i/n"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of what is known")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -234,9 +238,10 @@ def main() -> None:
         )
         if each.id not in equivalent
     ]  # a module's together: what is interrupted repeats few runs without a mistake
-    first, step = (int(number) for number in arguments.part.split("/"))
+    part, parts = (int(number) for number in arguments.part.split("/"))
+    share = slice(len(chosen) * part // parts, len(chosen) * (part + 1) // parts)
     found = []
-    for outcome in outcomes(chosen[first::step], arguments.work):
+    for outcome in outcomes(chosen[share], arguments.work):
         found.append(outcome)
         print(
             f"{'killed' if outcome.killed else 'SURVIVED'} {outcome.seconds:.0f} s {outcome.id}", flush=True

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,12 @@ atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=Tru
 BUCKET = "snapfusion-test"
 READER = Identity.create("reader", [f"Read:{BUCKET}", f"List:{BUCKET}"])
 RUNNER = Identity.create("runner", [f"Read:{BUCKET}", f"Write:{BUCKET}", f"List:{BUCKET}"])
+
+
+def free_port() -> int:
+    """On loopback; nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,28 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from artifacts_schema.base import Provenance
 from artifacts_schema.report import CodeVersion
+from steps.files.processor import processor_name
 
 DISTRIBUTION = "snapfusion-pipeline"
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("flows", "steps", "artifacts_schema")  # changed files elsewhere change no result
 _GIT_S = 30.0
+
+
+def measured_here(threads: int) -> Provenance:
+    """When, on what processor and with which packages something is measured now that belongs to no run."""
+    return Provenance(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=processor_name(),
+        threads=threads,
+        versions=package_versions(),
+    )
 
 
 def package_versions() -> dict[str, str]:

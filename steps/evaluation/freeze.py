@@ -22,15 +22,13 @@ Pictures are found beside the source, or below its `folder`. Those of MS-COCO ar
 
 import argparse
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from artifacts_schema.base import Provenance
 from artifacts_schema.protocol import ProtocolRecord
-from steps.cache.provenance import package_versions
+from steps.cache.provenance import measured_here
 from steps.evaluation.coco import PICTURES, Coco, coco_drafts
 from steps.evaluation.coco import SIZE as COCO_SIZE
 from steps.evaluation.features import features_identity, load_features
@@ -38,7 +36,6 @@ from steps.evaluation.freeze_sources import SIZE, Draft, Role, openmoji_drafts, 
 from steps.evaluation.protocol import calibrate, write_protocol
 from steps.evaluation.subject import NOISE_SEED, halves, shuffled
 from steps.files.errors import EvaluationError, SnapFusionError
-from steps.files.processor import processor_name
 from steps.inputs.folders import FROZEN_PROTOCOLS, INCEPTION_SHA256
 from steps.models.base_folder import folder_identity
 from steps.models.clip import ClipScorer
@@ -90,12 +87,7 @@ def freeze(draft: Draft, clip_folder: Path, features_name: str, inception: Path 
             reference=features(reference).numpy(),
         ),
         tolerance=TOLERANCE,
-        provenance=Provenance(
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            device=processor_name(),
-            threads=torch.get_num_threads(),
-            versions=package_versions(),
-        ),
+        provenance=measured_here(torch.get_num_threads()),
     )
 
 

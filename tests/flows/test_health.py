@@ -1,7 +1,6 @@
 """`snapfusion doctor`: what it finds, what it says to do, how it ends."""
 
 import json
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from artifacts_schema.run_configs import StoreConfig
 from flows import costs, health
 from flows.commands import doctor
 from flows.health import Finding
+from tests.conftest import free_port
 
 USER = {"METAFLOW_USER": "dev"}
 
@@ -22,15 +22,6 @@ def found(
     """What is wrong or notable."""
     whole = config or SnapFusionConfig(store=store or StoreConfig())
     return [item for item in health.findings(whole, environment) if item.state != "ok"]
-
-
-@pytest.fixture
-def free_port() -> int:
-    """Nobody listens there."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize(
@@ -57,8 +48,8 @@ def test_a_setting_that_bites_is_named_with_what_mends_it(
     ]
 
 
-def test_a_server_that_does_not_answer_is_named(free_port: int) -> None:
-    address = f"http://127.0.0.1:{free_port}"
+def test_a_server_that_does_not_answer_is_named() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
     (item,) = [item for item in found(USER | {"AWS_ENDPOINT_URL_S3": address}) if item.what == "endpoints"]
     assert item.state == "broken" and address in item.found and "nobody answers" in item.found
 

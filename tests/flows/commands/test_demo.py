@@ -15,6 +15,7 @@ import pytest
 from flows.commands.demo import build_parser, check_port, from_folders, from_store, main
 from steps.files.errors import SnapFusionError
 from steps.store import LocalStore
+from tests.conftest import free_port
 from tests.students import micro_student
 
 ROOT = Path(__file__).parents[3]
@@ -85,8 +86,7 @@ def demo_environment(folder: Path) -> Path:
 def page(tmp_path: Path) -> Iterator[str]:
     """Address of the page with a micro student and its base, in an environment that has Gradio."""
     student = micro_student(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [
             str(demo_environment(tmp_path)), "-m", "flows.commands.demo", "--port", str(port),

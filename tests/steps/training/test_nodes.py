@@ -22,6 +22,7 @@ from steps.training.checkpoint_folder import CheckpointFolder
 from steps.training.loop import train
 from steps.training.nodes import Team, client, leading
 from steps.training.outcome import TrainingOutcome
+from tests.conftest import free_port
 from tests.steps.training.test_ranks import TRAINING, Regression, Skipping, apart
 from tests.steps.training.test_ranks import run as run_here
 
@@ -32,11 +33,6 @@ from steps.training.nodes import Team
 host, port, node, nodes, processes = sys.argv[1:]
 follow(host, int(port), int(node), int(nodes), team=Team(int(processes)), device=torch.device("cpu"))
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @contextmanager
